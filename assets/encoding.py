@@ -1,0 +1,180 @@
+"""`activations` and `sae_codes` [dataset x model]: one step, one forward pass a sample."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+import numpy as np
+
+from assets.describe import picture, provenance
+from assets.keys import (
+    ACTIVATIONS,
+    RAW_POOL,
+    SAE,
+    SAE_CODES,
+    Partitions,
+    by_dataset,
+    by_model,
+    dataset_and_model,
+    model_entry,
+)
+from mona.fingerprint import fingerprint, rows_digest
+from mona.spec import ModelSpec
+from resources.encodings import Encodings, SyncReport, pool_population
+from resources.engine import Engine, progress_bar
+from resources.models import Models
+from resources.store import Store
+
+GPU_POOL = "gpu"
+
+
+def build_encoding(
+    models: Mapping[str, ModelSpec], partitions: Partitions
+) -> dg.AssetsDefinition:
+    """The subsettable multi-asset for all configured datasets and models."""
+
+    @dg.multi_asset(
+        name="encode",
+        specs=[
+            dg.AssetSpec(
+                ACTIVATIONS,
+                deps=[by_dataset(RAW_POOL), by_model(model_entry("encoder"))],
+                group_name="encoding",
+                code_version="1",
+                description="Dense views of the residual stream, one row a sample.",
+            ),
+            dg.AssetSpec(
+                SAE_CODES,
+                deps=[
+                    by_dataset(RAW_POOL),
+                    by_model(SAE),
+                    by_model(model_entry("encoder")),
+                    by_model(model_entry("codes")),
+                ],
+                group_name="encoding",
+                code_version="1",
+                description="Sparse autoencoder codes, one row a sample, in LanceDB.",
+            ),
+        ],
+        partitions_def=partitions.dataset_model,
+        can_subset=True,
+        pool=GPU_POOL,
+    )
+    def encode(
+        context: dg.AssetExecutionContext, shelf: Models, store: Store, engine: Engine
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        dataset, name = dataset_and_model(context)
+        model = models[name]
+        encoder_fingerprint = shelf.encoder_fingerprint(name, model)
+        encodings = Encodings(
+            store,
+            engine,
+            pool_population(dataset),
+            encoder_fingerprint,
+            lambda: shelf.encoder(name, model),
+            cache_bytes=model.token_cache_gb * 1e9,
+        )
+        sae = codes_table = None
+        codes_fingerprint = ""
+        if SAE_CODES in context.selected_asset_keys:
+            sae, digest = shelf.current_sae(name)
+            codes_fingerprint = shelf.codes_fingerprint(name, model, digest)
+            codes_table = encodings.population.codes_table(name, codes_fingerprint)
+        started = time.monotonic()
+        with (
+            store.lock(encodings.table),
+            progress_bar(
+                f"encoding {dataset} with {name}", len(encodings.sample_ids), "samples"
+            ) as advance,
+        ):
+            report = encodings.sync(
+                codes_table,
+                codes_fingerprint,
+                sae,
+                k=model.k,
+                pooling=model.pooling,
+                progress=advance,
+            )
+        work = _work_metadata(report, time.monotonic() - started)
+        rows = rows_digest(encodings.sample_ids.to_pylist())
+        if ACTIVATIONS in context.selected_asset_keys:
+            yield dg.MaterializeResult(
+                asset_key=ACTIVATIONS,
+                data_version=dg.DataVersion(fingerprint(rows=rows, encoder=encoder_fingerprint)),
+                metadata={
+                    **work,
+                    **_activation_figures(store, encodings.table, model.max_length),
+                    "provenance": provenance(
+                        {"rows": rows}, encoder=encoder_fingerprint, table=encodings.table
+                    ),
+                },
+            )
+        if codes_table is not None:
+            yield dg.MaterializeResult(
+                asset_key=SAE_CODES,
+                data_version=dg.DataVersion(fingerprint(rows=rows, codes=codes_fingerprint)),
+                metadata={
+                    **work,
+                    **_code_figures(store, codes_table),
+                    "provenance": provenance(
+                        {"rows": rows},
+                        encoder=encoder_fingerprint,
+                        codes=codes_fingerprint,
+                        table=codes_table,
+                    ),
+                },
+            )
+
+    return encode
+
+
+def _work_metadata(report: SyncReport, seconds: float) -> dict[str, Any]:
+    rate = report.forwarded_tokens / seconds if report.forwarded_tokens else 0.0
+    return {
+        "dagster/row_count": report.samples,
+        "samples run through the model": report.forwarded,
+        "tokens run through the model": report.forwarded_tokens,
+        "samples encoded from cached tokens": report.from_cache,
+        "samples removed": report.removed,
+        "seconds": round(seconds, 1),
+        "tokens per second": round(rate, 1),
+        "share of batch slots holding a token": round(
+            report.forwarded_tokens / report.padded_tokens, 4
+        )
+        if report.padded_tokens
+        else 1.0,
+        **({"token cache": report.cache_refused} if report.cache_refused else {}),
+    }
+
+
+def _activation_figures(store: Store, table: str, max_length: int) -> dict[str, Any]:
+    from mona.plots import norm_histogram
+
+    rows = store.read(table, ["n_tokens", "length", "norm"])
+    n_tokens = rows.column("n_tokens").to_numpy()
+    return {
+        "counted tokens": int(n_tokens.sum()),
+        "truncated samples": int((rows.column("length").to_numpy() > max_length).sum()),
+        "samples without a counted token": int((n_tokens == 0).sum()),
+        "activation norms": picture(
+            norm_histogram(rows.column("norm").to_numpy()), "mean residual-stream norm a sample"
+        ),
+    }
+
+
+def _code_figures(store: Store, table: str) -> dict[str, Any]:
+    from mona.plots import nonzeros_histogram
+
+    counts = [
+        np.diff(batch.column("indices").offsets.to_numpy())
+        for batch in store.scan(table, ["indices"])
+    ]
+    nonzeros = np.concatenate(counts) if counts else np.zeros(0, np.int64)
+    return {
+        "non-zeros a sample": float(nonzeros.mean()) if len(nonzeros) else 0.0,
+        "empty codes": int((nonzeros == 0).sum()),
+        "non-zeros": picture(nonzeros_histogram(nonzeros), "non-zero latents a sample"),
+    }

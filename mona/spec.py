@@ -1,0 +1,320 @@
+"""What a user may ask for: frozen, validated descriptions of datasets, models, targets
+and recipes.
+
+Only shapes and ranges are checked here; nothing is opened or downloaded. Reading the
+YAML, expanding paths and checking names against each other is `orchestration.config`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+
+RESERVED_NAMES = ("pool", "models", "encoding", "controls")
+
+
+def _not_reserved(name: str) -> str:
+    if name in RESERVED_NAMES:
+        raise ValueError(f"'{name}' is reserved")
+    return name
+
+
+# A name becomes a partition key, a table name and part of a path.
+Slug = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64), AfterValidator(_not_reserved)
+]
+
+
+def _from_base(path: str, info: ValidationInfo) -> str:
+    expanded = Path(path).expanduser()
+    base = (info.context or {}).get("base")
+    return str(expanded if base is None else Path(base) / expanded)
+
+
+# `~` is expanded; a relative path is relative to the configuration file (context "base").
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_from_base)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Spec(BaseModel):
+    """Base of every description: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Hub(Spec):
+    """A dataset on a hub. `revision` may be a branch; the commit it meant is recorded."""
+
+    repo: str
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+class Wheel(Spec):
+    """Files inside a Python wheel, read from the archive without installing it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")]
+    sha256: Sha256
+    members: str = Field(description="glob over member paths, for example pkg/data/**/*.jsonl")
+
+
+PoolFormat = Literal[
+    "auto",
+    "alpaca",
+    "sharegpt",
+    "openai",
+    "dolly",
+    "prompt_completion",
+    "flan_cot",
+    "super_natural_instructions",
+    "oasst",
+    "evals",
+]
+
+
+class Source(Spec):
+    """One origin of rows with one licence; exactly one of `path`, `hub`, `wheel`."""
+
+    name: Slug
+    path: LocalPath | None = None
+    hub: Hub | None = None
+    wheel: Wheel | None = None
+    format: PoolFormat = "auto"
+    licence: str = "unknown"
+    label_by_folder: bool = Field(
+        default=False, description="provenance label is NAME/<the file's folder>, not NAME alone"
+    )
+    preference: Literal["refuse", "chosen"] = "refuse"
+    max_rows_per_file: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Source:
+        given = [key for key in ("path", "hub", "wheel") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of path, hub, wheel")
+        return self
+
+
+class Subsample(Spec):
+    """A seeded subset of a dataset, drawn round robin over its provenance labels."""
+
+    rows: int = Field(ge=1)
+    seed: int = 0
+    max_tokens: int | None = Field(default=None, ge=1)
+    tokenizer: Slug | None = Field(default=None, description="the model whose tokens are counted")
+
+    @model_validator(mode="after")
+    def _tokens_need_a_tokenizer(self) -> Subsample:
+        if (self.max_tokens is None) != (self.tokenizer is None):
+            raise ValueError("max_tokens and tokenizer go together")
+        return self
+
+
+class DatasetSpec(Spec):
+    """An instruction pool."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    max_bad_rows: float = Field(default=0.01, ge=0, le=1, description="share that may be unreadable")
+    subsample: Subsample | None = None
+
+    @model_validator(mode="after")
+    def _distinct_sources(self) -> DatasetSpec:
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are called '{name}'")
+        return self
+
+
+Template = Literal["chat", "plain", "olmo", "llama2"]
+
+
+class LanguageModel(Spec):
+    """A causal language model: exactly one of a local `path` (a folder or a GGUF file),
+    a hub `repo`, or a `wheel` that carries a GGUF file or a model folder."""
+
+    path: LocalPath | None = None
+    repo: str | None = None
+    revision: str | None = None
+    wheel: Wheel | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> LanguageModel:
+        given = [key for key in ("path", "repo", "wheel") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of path, repo, wheel")
+        return self
+
+
+class TokenPolicy(Spec):
+    """Which tokens of a rendered sample count for pooling, SAE training and quality."""
+
+    count: Literal["content", "all"] = Field(
+        default="content", description="content: message text only; all: template tokens too"
+    )
+    skip_first: int = Field(
+        default=1, ge=0, description="leading positions that never count (attention sinks)"
+    )
+
+
+class SaeTraining(Spec):
+    """A TopK SAE trained here on a sample of the model's own activations."""
+
+    datasets: Annotated[list[Slug], Field(min_length=1)]
+    latents: int = Field(default=4608, ge=8)
+    k: int = Field(default=32, ge=1)
+    tokens: int = Field(default=2_000_000, ge=1, description="distinct tokens in the token sample")
+    epochs: int = Field(default=1, ge=1)
+    batch_tokens: int = Field(default=2048, ge=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    seed: int = 0
+
+
+class PretrainedSae(Spec):
+    """An SAE that exists: a sae-lens `release` with its `sae_id`, or a folder (`path`) or a
+    hub `repo` with `subfolder`, in sae-lens' or EleutherAI's format (`format`)."""
+
+    release: str | None = None
+    sae_id: str | None = None
+    path: LocalPath | None = None
+    repo: str | None = None
+    revision: str | None = None
+    subfolder: str | None = None
+    format: Literal["sae_lens", "eleuther"] = "sae_lens"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PretrainedSae:
+        given = [key for key in ("release", "path", "repo") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of release, path, repo")
+        if (self.release is None) != (self.sae_id is None):
+            raise ValueError("release and sae_id go together")
+        return self
+
+
+class SaeSpec(Spec):
+    """The SAE of a model; exactly one of `train`, `load`."""
+
+    train: SaeTraining | None = None
+    load: PretrainedSae | None = None
+    max_fvu: float = Field(
+        default=0.5, gt=0, description="blocks what is downstream above this unexplained share"
+    )
+    quality_datasets: list[Slug] = Field(
+        default_factory=list,
+        description="pools the quality tokens come from; default: the datasets it trains on",
+    )
+    quality_tokens: int = Field(default=20_000, ge=100)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SaeSpec:
+        if (self.train is None) == (self.load is None):
+            raise ValueError("needs exactly one of train, load")
+        if self.load is not None and not self.quality_datasets:
+            raise ValueError("a loaded SAE needs quality_datasets to be measured on")
+        return self
+
+    @property
+    def sample_datasets(self) -> list[str]:
+        """The datasets whose pools the `sae` asset reads."""
+        trained = self.train.datasets if self.train else []
+        return list(dict.fromkeys([*trained, *self.quality_datasets]))
+
+
+class ModelSpec(Spec):
+    """A language model read at one layer through one SAE."""
+
+    language_model: LanguageModel
+    sae: SaeSpec
+    layer: int = Field(default=-2, description="index into hidden_states; -2: penultimate block")
+    k: int | None = Field(default=None, ge=1, description="latents kept a token; default: the SAE's")
+    pooling: Literal["mean", "sum"] = "mean"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    max_length: int = Field(default=8192, ge=2, description="tokens, template included")
+    template: Template = "chat"
+    tokens: TokenPolicy = TokenPolicy()
+    token_cache_gb: float = Field(default=0.0, ge=0, description="disk for token activations")
+
+
+TargetReader = Literal[
+    "gsm8k", "mmlu", "bbh", "mbpp", "humaneval", "tydiqa", "gpqa", "lm_eval", "pool"
+]
+
+
+class TargetFiles(Spec):
+    """Where the rows of a target are: exactly one of `path` (file, folder or glob), `hub`,
+    `wheel`."""
+
+    path: LocalPath | None = None
+    hub: Hub | None = None
+    wheel: Wheel | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TargetFiles:
+        given = [key for key in ("path", "hub", "wheel") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of path, hub, wheel")
+        return self
+
+
+class TargetSpec(Spec):
+    """A target task: representative examples and, where there are any, held-out test rows."""
+
+    reader: TargetReader
+    examples: TargetFiles
+    test: TargetFiles | None = None
+    examples_count: int | None = Field(default=None, ge=1, description="seeded draw; default: all")
+    examples_per_subtask: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    prototype: Literal["mean", "balanced"] = Field(
+        default="mean", description="balanced: the mean of the subtasks' means"
+    )
+
+
+class Budget(Spec):
+    """How much to select; exactly one of `share`, `count`, `tokens`."""
+
+    share: float | None = Field(default=None, gt=0, le=1)
+    count: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Budget:
+        given = [key for key in ("share", "count", "tokens") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of share, count, tokens")
+        return self
+
+
+Representation = Literal["codes", "mean", "weighted_mean", "mlp_topk"]
+Similarity = Literal["jaccard", "cosine", "euclidean"]
+
+
+class RecipeSpec(Spec):
+    """How a subset is chosen."""
+
+    representation: Representation = "codes"
+    similarity: Similarity = "jaccard"
+    selector: Literal["top"] = "top"
+    budget: Budget
+    decontaminate: bool = True
+
+    @model_validator(mode="after")
+    def _jaccard_is_for_non_negative(self) -> RecipeSpec:
+        if self.similarity == "jaccard" and self.representation in ("mean", "weighted_mean"):
+            raise ValueError(
+                f"jaccard needs non-negative values; representation '{self.representation}' "
+                "has signs: use cosine or euclidean"
+            )
+        return self

