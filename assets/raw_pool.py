@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from assets.describe import picture, provenance, table
 from assets.keys import DATASET_ENTRY, RAW_POOL, Partitions
-from mona.pool import POOL_SCHEMA, SourceRows, build_pool
+from mona.pool import POOL_SCHEMA, NamedRows, PoolSource, build_pool
 from mona.sample import Message
 from mona.spec import DatasetSpec, ModelSpec, Source
 from resources.encodings import KEY
@@ -119,14 +119,12 @@ def build_raw_pool(
 
 def _source_rows(
     dataset: str, source: Source, sources: Sources, revisions: dict[str, str]
-) -> SourceRows:
+) -> PoolSource:
     if source.hub is not None:
         commit, rows = sources.hub_rows(source.hub)
         revisions[source.name] = commit
-        return SourceRows.from_dicts(source, f"{source.hub.repo}@{commit}", rows)
-    return SourceRows.from_files(
-        source, sources.files(source, f"datasets.{dataset}.sources.{source.name}")
-    )
+        return PoolSource(source, [NamedRows(f"{source.hub.repo}@{commit}", rows)])
+    return PoolSource(source, sources.files(source, f"datasets.{dataset}.sources.{source.name}"))
 
 
 def _token_counter(

@@ -59,6 +59,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
         sample = TokenSample(pools, seed, model.sae.quality_tokens)
         with store.lock(f"sae.{name}"), _locks(store, pools):
             layers: dict[int, float] = {}
+            absolute = shelf.encoder(name, model).layer
             if model.sae.train is not None:
                 made = _train(name, model, sample, read, encoder_fingerprint, store, engine)
                 origin: dict[str, Any] = {"trained on": model.sae.train.datasets}
@@ -78,6 +79,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
                     "dead_share": quality.dead_share,
                     "tokens": quality.tokens,
                 },
+                "layer": absolute,
                 "fvu_by_layer": {str(layer): fvu for layer, fvu in layers.items()},
             }
             digest = shelf.publish_sae(name, made, record)
@@ -95,7 +97,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
                 "activation": made.activation,
                 **({"fvu by layer": {str(i): fvu for i, fvu in layers.items()}} if layers else {}),
                 "quality": picture(
-                    sae_quality(layers or {model.layer: quality.fvu}), "unexplained variance"
+                    sae_quality(layers or {absolute: quality.fvu}), "unexplained variance"
                 ),
                 "provenance": provenance(
                     read, encoder=encoder_fingerprint, sae=digest, origin=origin

@@ -15,9 +15,21 @@ from assets.encoding import GPU_POOL
 from assets.keys import SAE, Partitions, examples, model_entry, prototype, target_entry
 from mona.codes import from_arrow
 from mona.fingerprint import fingerprint, rows_digest
-from mona.prototype import dense_prototype, mean_prototype
+from mona.prototype import (
+    balanced_dense_prototype,
+    balanced_prototype,
+    mean_dense_prototype,
+    mean_prototype,
+)
 from mona.spec import ModelSpec, TargetFiles, TargetSpec
-from mona.targets import EXAMPLES_SCHEMA, TargetRow, choose_examples, held_out, read_target, to_table
+from mona.targets import (
+    EXAMPLES_SCHEMA,
+    TargetRow,
+    choose_examples,
+    held_out,
+    read_target,
+    to_table,
+)
 from resources.encodings import KEY, Encodings, examples_population
 from resources.engine import Engine, progress_bar
 from resources.models import Models
@@ -197,21 +209,24 @@ def _prototypes(
     spec: TargetSpec,
 ) -> dict[str, np.ndarray]:
     """The prototype in every representation, from the stored rows of the examples."""
-    labels = store.read(f"examples.{target}", ["sample_id", "subtask"]).to_pydict()
-    subtasks = dict(zip(labels["sample_id"], labels["subtask"], strict=True))
+    rows = store.read(f"examples.{target}", ["sample_id", "subtask"]).to_pydict()
+    subtasks = dict(zip(rows["sample_id"], rows["subtask"], strict=True))
 
-    def groups(ids: pa.ChunkedArray) -> list[str] | None:
-        if spec.prototype == "mean":
-            return None
-        return [subtasks[sample_id] for sample_id in ids.to_pylist()]
-
-    rows = store.read(codes_table)
+    balanced = spec.prototype == "balanced"
+    stored = store.read(codes_table)
+    codes = from_arrow(stored)
+    labels = [subtasks[sample_id] for sample_id in stored.column("sample_id").to_pylist()]
     vectors = {
-        "codes": mean_prototype(from_arrow(rows), latents, groups(rows.column("sample_id")))
+        "codes": balanced_prototype(codes, labels, latents)
+        if balanced
+        else mean_prototype(codes, latents)
     }
     views = store.read(encodings.table, ["sample_id", *DENSE_VIEWS])
+    labels = [subtasks[sample_id] for sample_id in views.column("sample_id").to_pylist()]
     for view in DENSE_VIEWS:
         column = views.column(view).combine_chunks()
         dense = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-        vectors[view] = dense_prototype(dense, groups(views.column("sample_id")))
+        vectors[view] = (
+            balanced_dense_prototype(dense, labels) if balanced else mean_dense_prototype(dense)
+        )
     return vectors

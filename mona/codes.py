@@ -87,13 +87,20 @@ def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def from_arrow(table: pa.Table | pa.RecordBatch) -> Codes:
-    """Codes from the columns `l1`, `indices` and `values`, without copying where Arrow allows."""
+    """Codes from the columns `l1`, `indices` and `values`, without copying where Arrow allows.
+
+    Raises WorkError when a row has not as many values as indices.
+    """
     indices = _one_array(table.column("indices"))
     values = _one_array(table.column("values"))
     l1 = _one_array(table.column("l1"))
     offsets = indices.offsets.to_numpy().astype(np.int64)
+    value_offsets = values.offsets.to_numpy().astype(np.int64)
     start, end = int(offsets[0]), int(offsets[-1])
-    value_start, value_end = int(values.offsets[0].as_py()), int(values.offsets[-1].as_py())
+    value_start, value_end = int(value_offsets[0]), int(value_offsets[-1])
+    unlike = np.flatnonzero(np.diff(offsets) != np.diff(value_offsets))
+    if len(unlike):
+        raise WorkError(f"row {unlike[0]} of the codes has not as many values as indices")
     return Codes(
         indptr=offsets - start,
         indices=indices.values.slice(start, end - start).to_numpy(zero_copy_only=False),

@@ -37,8 +37,25 @@ _TOKEN_CHARS = 16
 _ROW_LISTS = ("Instances", "data", "examples")
 # A first line is a header when all its cells are names and one of them is among these.
 _COLUMNS = frozenset(
-    "instruction input output response context prompt completion question answer rationale "
-    "inputs targets definition ideal messages conversations chosen".split()
+    [
+        "instruction",
+        "input",
+        "output",
+        "response",
+        "context",
+        "prompt",
+        "completion",
+        "question",
+        "answer",
+        "rationale",
+        "inputs",
+        "targets",
+        "definition",
+        "ideal",
+        "messages",
+        "conversations",
+        "chosen",
+    ]
 )
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -86,7 +86,7 @@ def detect(row: Row) -> str:
         return "flan_cot"
     if any(set(pair) <= fields for pair in PAIRS):
         return "prompt_completion"
-    raise FormatError(f"no known format has the fields {', '.join(sorted(fields)[:8])}")
+    raise FormatError(f"no known format has the fields {_shown(sorted(fields)[:8])}")
 
 
 def to_messages(row: Row, format: str, preference: str) -> list[tuple[Message, ...]]:
@@ -137,8 +137,21 @@ def _optional(row: Row, field: str) -> str:
     return _text(row, field) if row.get(field) is not None else ""
 
 
+def _shown(value: object) -> str:
+    """A value of the data as messages quote it: short, and sound text whatever it holds."""
+    return ascii(value)[:200] if _LONE_SURROGATE.search(str(value)) else repr(value)[:200]
+
+
 def _joined(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part.strip())
+
+
+def _items(row: Row, field: str) -> list[Any]:
+    """The elements of an optional list."""
+    value = row.get(field)
+    if value is not None and not isinstance(value, list):
+        raise FormatError(f"field '{field}' is a {type(value).__name__}, not a list")
+    return value or []
 
 
 def _as_text(value: object) -> str:
@@ -188,7 +201,7 @@ def _alpaca(row: Row) -> list[Message]:
     if answer is None:
         raise FormatError("no answer (output or response)")
     messages = [Message("system", _optional(row, "system"))]
-    for exchange in row.get("history") or ():
+    for exchange in _items(row, "history"):
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:
             raise FormatError("field 'history' is not a list of pairs")
         question, reply = (_text({"history": part}, "history") for part in exchange)
@@ -222,13 +235,17 @@ def _turn(turn: object) -> Message:
         raise FormatError(f"a turn is a {type(turn).__name__}, not an object")
     says_from = "from" in turn
     role = turn.get("from" if says_from else "role")
-    if role not in _ROLES:
-        raise FormatError(f"unknown role {role!r}")
     content = turn.get("value" if says_from else "content")
     parts = content if isinstance(content, list) else [] if content is None else [content]
     texts = [_part(part) for part in parts]
-    texts += [_as_text(call) for call in turn.get("tool_calls") or ()]
-    return Message(_ROLES[role], _joined(*texts) if len(texts) != 1 else texts[0])
+    texts += [_as_text(call) for call in _items(turn, "tool_calls")]
+    return Message(_role(role), _joined(*texts) if len(texts) != 1 else texts[0])
+
+
+def _role(role: object) -> str:
+    if not isinstance(role, str) or role not in _ROLES:
+        raise FormatError(f"unknown role {_shown(role)}")
+    return _ROLES[role]
 
 
 def _part(part: object) -> str:
@@ -236,7 +253,7 @@ def _part(part: object) -> str:
         return part
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     if not isinstance(part, dict) or kind not in _TEXT_PARTS:
-        raise FormatError(f"a message part is of type {kind!r}, not text")
+        raise FormatError(f"a message part is of type {_shown(kind)}, not text")
     return _as_text(part["value"]) if "value" in part else _text(part, str(kind))
 
 
@@ -308,35 +325,43 @@ def _oasst(row: Row) -> list[Message]:
     if node.get("deleted"):
         raise FormatError("the prompt is deleted")
     path = [_tree_turn(node)]
-    while replies := [reply for reply in node.get("replies") or () if not reply.get("deleted")]:
+    while replies := [reply for reply in _items(node, "replies") if _is_kept(reply)]:
         node = min(replies, key=_rank)
         path.append(_tree_turn(node))
     while path and path[-1].role != "assistant":
         path.pop()
+    if not path:
+        raise FormatError("the tree has no answer")
     return path
+
+
+def _is_kept(reply: object) -> bool:
+    if not isinstance(reply, dict):
+        raise FormatError(f"a reply is a {type(reply).__name__}, not an object")
+    return not reply.get("deleted")
 
 
 def _rank(reply: Row) -> float:
     rank = reply.get("rank")
-    return float("inf") if rank is None else rank
+    return rank if isinstance(rank, int | float) else float("inf")
 
 
 def _tree_turn(node: Row) -> Message:
-    role = _ROLES.get(node.get("role", ""))
-    if role is None:
-        raise FormatError(f"unknown role {node.get('role')!r}")
-    return Message(role, _text(node, "text"))
+    return Message(_role(node.get("role")), _text(node, "text"))
 
 
 def _evals(row: Row) -> list[Message]:
     """`input` is a text or a list of turns; a prompt of system turns only is the user's."""
     prompt = row.get("input")
     if not isinstance(prompt, list):
-        return [Message("user", _text(row, "input")), Message("assistant", _first_text(row, "ideal"))]
+        return [
+            Message("user", _text(row, "input")),
+            Message("assistant", _first_text(row, "ideal")),
+        ]
     messages = []
     for turn in prompt:
         message = _turn(turn)
-        role = _EXAMPLE_ROLES.get(turn.get("name"), message.role)
+        role = _EXAMPLE_ROLES.get(str(turn.get("name")), message.role)
         messages.append(Message(role, message.content))
     if messages and all(message.role == "system" for message in messages):
         messages[-1] = Message("user", messages[-1].content)

@@ -1,10 +1,8 @@
-"""The sparse autoencoder in one canonical form, and the codes it makes of samples.
+"""The sparse autoencoder: one canonical form, its file format, and the codes it makes.
 
-    z_t = gate((h_t - b_dec) W_enc + b_enc), the K largest kept, zeros dropped
-    z_i = mean of z_t over the sample's counted tokens          (paper, section 3)
-
-Files of other formats become this form in `mona.sae_formats`; training is
-`mona.sae_training`.
+Reading other projects' files into this form is `mona.sae_formats`, training one is
+`mona.sae_training`, judging one is `mona.sae_quality`. torch is imported only where tensors are
+made, so that `read_record` stays cheap.
 """
 
 from __future__ import annotations
@@ -13,199 +11,341 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mona.codes import Codes, concatenate, from_rows
 from mona.errors import RequestError, WorkError
 
-# Codes made in float32 agree with a float64 reference within this, relative to the largest
-# value of the row: top-k may swap latents whose pre-activations tie within rounding.
-CODE_TOLERANCE = 2e-3
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-_CHUNK_BYTES = 1 << 28
-_TENSORS = ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
+Activation = Literal["topk", "jumprelu", "relu"]
+InputNorm = Literal["none", "constant_norm_rescale", "layer_norm"]
+
+WEIGHTS_FILE = "sae.safetensors"
+RECORD_FILE = "sae.json"
+# What two computations of one code may differ by, relative to the row's largest value: float16
+# storage rounds by 2^-11, float32 products add far less.
+CODE_RTOL = 2.0**-10
+# Pre-activations exist for this many bytes at a time, and so do the pooling accumulators.
+DENSE_BYTES = 128 * 2**20
+_LAYER_NORM_EPS = 1e-5  # as sae-lens has it
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Active:
+    """The non-zero latents of T tokens, sorted by token: three arrays of one length.
+
+    tokens: int64 in [0, T); latents: int64 in [0, d_sae); values: float32, >= 0 (a value can be
+    0 where fewer than K pre-activations are positive).
+    """
+
+    tokens: Tensor
+    latents: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
 class SparseAutoencoder:
-    """float32 tensors: w_enc [width, latents], b_enc [latents], w_dec [latents, width],
-    b_dec [width], and for jumprelu threshold [latents].
+    """An SAE of residual-stream width d with d_sae latents; all tensors float32.
 
-    `k` is the TopK width (None for gates that do not fix it). `subtracts_b_dec` says whether
+    w_enc: [d, d_sae]; b_enc: [d_sae]; w_dec: [d_sae, d]; b_dec: [d].
+    activation: "topk" keeps the `k` largest pre-activations and applies ReLU; "jumprelu" applies
+    ReLU to pre-activations above `threshold` [d_sae]; "relu" applies ReLU alone.
+    apply_b_dec_to_input: the encoder reads x - b_dec. input_norm: what is done to x before that,
+    and undone after decoding: "constant_norm_rescale" scales x to norm sqrt(d), "layer_norm"
+    standardises it. origin: where the SAE comes from. quality: figures of `mona.sae_quality`.
+
+    Decoder norms and gates of other projects' SAEs are folded into these tensors on reading.
     """
 
     w_enc: Tensor
     b_enc: Tensor
     w_dec: Tensor
     b_dec: Tensor
-    activation: Literal["topk", "jumprelu", "relu"]
+    activation: Activation
     k: int | None = None
     threshold: Tensor | None = None
-    subtracts_b_dec: bool = True
+    apply_b_dec_to_input: bool = True
+    input_norm: InputNorm = "none"
+    origin: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        width, latents = self.w_enc.shape
-        wanted = {
-            "b_enc": (latents,), "w_dec": (latents, width), "b_dec": (width,),
+        d, latents = self.w_enc.shape
+        expected: dict[str, tuple[int, ...]] = {
+            "w_enc": (d, latents),
+            "b_enc": (latents,),
+            "w_dec": (latents, d),
+            "b_dec": (d,),
             "threshold": (latents,),
         }
-        for name, tensor in self._tensors().items():
-            if name in wanted and tuple(tensor.shape) != wanted[name]:
+        for name, tensor in self.tensors().items():
+            if tuple(tensor.shape) != expected[name]:
                 raise RequestError(
-                    f"SAE tensor {name} has shape {tuple(tensor.shape)}, not {wanted[name]}"
+                    f"SAE tensor {name} has shape {list(tensor.shape)}, "
+                    f"expected {list(expected[name])}"
                 )
-            if not bool(torch.isfinite(tensor).all()):
-                raise WorkError(f"SAE tensor {name} holds a value that is not finite")
+            if not bool(tensor.isfinite().all()):
+                raise WorkError(f"SAE tensor {name} holds values that are not finite")
+        if (self.threshold is None) == (self.activation == "jumprelu"):
+            raise RequestError("an SAE has a threshold exactly when its activation is jumprelu")
+        if self.activation == "topk" and self.k is None:
+            raise RequestError("an SAE with activation topk needs k")
+        self._cap(self.k)
 
     @property
-    def width(self) -> int:
-        """d, the width of the residual stream."""
-        return int(self.w_enc.shape[0])
+    def d(self) -> int:
+        """Width of the residual stream it reads."""
+        return self.w_enc.shape[0]
 
     @property
     def latents(self) -> int:
-        """d', the number of latents."""
-        return int(self.w_enc.shape[1])
+        return self.w_enc.shape[1]
 
-    def _tensors(self) -> dict[str, Tensor]:
-        found = {name: getattr(self, name) for name in _TENSORS}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
-
-    def _conventions(self) -> dict[str, Any]:
-        return {
-            "activation": self.activation, "k": self.k, "subtracts_b_dec": self.subtracts_b_dec
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, in the order they are digested."""
+        named = {
+            "w_enc": self.w_enc,
+            "b_enc": self.b_enc,
+            "w_dec": self.w_dec,
+            "b_dec": self.b_dec,
         }
+        return named if self.threshold is None else {**named, "threshold": self.threshold}
+
+    def to(self, device: str | torch.device) -> SparseAutoencoder:
+        """The same SAE with its tensors on `device`."""
+        return replace(self, **{name: t.to(device) for name, t in self.tensors().items()})
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the conventions and the tensors' bytes in fixed order; 32 hex digits."""
-        made = hashlib.sha256(json.dumps(self._conventions(), sort_keys=True).encode())
-        for name, tensor in self._tensors().items():
-            made.update(f"{name}{tuple(tensor.shape)}".encode())
-            made.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return made.hexdigest()[:32]
+        """SHA-256 over what makes codes: tensors (float32 bytes) and conventions."""
+        digest = hashlib.sha256(json.dumps(self._method(), sort_keys=True).encode("utf-8"))
+        for name, tensor in self.tensors().items():
+            digest.update(f"{name}{list(tensor.shape)}".encode())
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return digest.hexdigest()
+
+    def _method(self) -> dict[str, Any]:
+        return {
+            "d": self.d,
+            "latents": self.latents,
+            "k": self.k,
+            "activation": self.activation,
+            "conventions": {
+                "apply_b_dec_to_input": self.apply_b_dec_to_input,
+                "input_norm": self.input_norm,
+            },
+        }
+
+    # --- files
 
     def save(self, folder: Path) -> None:
-        """Writes `sae.safetensors` and `sae.json` in one rename."""
+        """Write the record and the weights to `folder`, replacing what was there.
+
+        Files are written beside `folder` and renamed, so a reader never meets half an SAE.
+        """
         from safetensors.torch import save_file
 
-        partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
-        save_file(tensors, partial / "sae.safetensors")
-        about = {**self._conventions(), "width": self.width, "latents": self.latents}
-        (partial / "sae.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            written = staging / "new"
+            written.mkdir()
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
+            save_file(tensors, written / WEIGHTS_FILE)
+            record = {
+                **self._method(),
+                "origin": self.origin,
+                "quality": self.quality,
+                "digest": self.digest,
+            }
+            text = json.dumps(record, indent=2, ensure_ascii=False)
+            (written / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+            if folder.exists():
+                os.replace(folder, staging / "old")
+            os.replace(written, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
-    @classmethod
-    def load(cls, folder: Path) -> SparseAutoencoder:
-        """What `save` wrote. RequestError when a file is missing or does not fit."""
+    @staticmethod
+    def load(folder: Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
+        """The SAE saved in `folder`. WorkError if its bytes are not those that were saved."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        record = read_record(folder)
         try:
-            about = json.loads((folder / "sae.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "sae.safetensors")
-        except OSError as error:
-            raise RequestError(f"{folder}: no SAE here: {error}") from error
-        return cls(
-            **tensors,
-            activation=about["activation"],
-            k=about["k"],
-            subtracts_b_dec=about["subtracts_b_dec"],
-        )
-
-    def to(self, device: torch.device) -> SparseAutoencoder:
-        """The same SAE with its tensors on `device`."""
-        if self.w_enc.device == device:
-            return self
-        return replace(self, **{n: tensor.to(device) for n, tensor in self._tensors().items()})
-
-    def activations(self, states: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
-        """(values, latents), each [T, K]: the K largest gated activations of each token.
-
-        `k` overrides a TopK SAE's own K and caps what other gates let through. Entries past
-        a token's active latents have value 0. RequestError when the widths differ.
-        """
-        if states.shape[1] != self.width:
-            raise RequestError(
-                f"the SAE takes a residual stream of width {self.width}, "
-                f"the model's is {states.shape[1]}"
+            tensors = load_file(folder / WEIGHTS_FILE)
+        except FileNotFoundError as error:
+            raise RequestError(f"{folder} has no {WEIGHTS_FILE}") from error
+        except SafetensorError as error:
+            raise WorkError(f"{folder / WEIGHTS_FILE} is damaged: {error}") from error
+        try:
+            sae = SparseAutoencoder(
+                **tensors,
+                activation=record["activation"],
+                k=record["k"],
+                **record["conventions"],
+                origin=record["origin"],
+                quality=record["quality"],
             )
-        entering = states - self.b_dec if self.subtracts_b_dec else states
-        pre = torch.addmm(self.b_enc, entering, self.w_enc)
-        kept = min(k or self.k or self.latents, self.latents)
-        if self.activation == "jumprelu":
-            assert self.threshold is not None
-            pre = torch.where(pre > self.threshold, pre, torch.zeros_like(pre))
-        if kept == self.latents:
-            return pre.relu(), torch.arange(self.latents, device=pre.device).expand_as(pre)
-        values, latents = torch.topk(pre, kept, dim=1, sorted=False)
-        return values.relu(), latents
+        except (KeyError, TypeError) as error:
+            raise WorkError(f"{folder} is no SAE of this format: {error}") from error
+        except WorkError as error:
+            raise WorkError(f"{folder / WEIGHTS_FILE}: {error}") from error
+        if sae.digest != record["digest"]:
+            raise WorkError(
+                f"{folder / WEIGHTS_FILE} does not hash to the digest in {RECORD_FILE}"
+            )
+        return sae.to(device)
 
-    @torch.no_grad()
+    # --- the method
+
+    def pre_activations(self, states: Tensor) -> Tensor:
+        """W_enc (x - b_dec) + b_enc: float32 [T, d_sae] for states [T, d] of any float dtype.
+
+        The whole result is made at once: give at most `chunk_tokens` tokens.
+        """
+        centred, _, _ = self._normalised(states)
+        if self.apply_b_dec_to_input:
+            centred = centred - self.b_dec
+        return self.b_enc.addmm(centred, self.w_enc)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """How many tokens' pre-activations fit DENSE_BYTES."""
+        return max(1, DENSE_BYTES // (4 * self.latents))
+
+    def active(self, states: Tensor, k: int | None = None) -> Active:
+        """The latents that states [T, d] activate; T at most `chunk_tokens`.
+
+        TopK(ReLU(W_enc (x - b_dec) + b_enc)) (MONA, section 3.1), with the SAE's own gate where
+        it has one; `k` replaces the SAE's k, and only caps what passes another gate.
+
+        Raises RequestError on states of another width or k outside 1..d_sae, and WorkError on
+        states that are not finite.
+        """
+        if states.shape[1] != self.d:
+            raise RequestError(
+                f"the SAE reads a residual stream of width {self.d}; "
+                f"the model's has width {states.shape[1]}"
+            )
+        if not bool(states.isfinite().all()):
+            raise WorkError("the residual stream holds values that are not finite")
+        cap = self._cap(self.k if k is None else k)
+        gated = self.pre_activations(states)
+        if self.threshold is not None:
+            gated = gated * (gated > self.threshold)
+        if cap is None:
+            tokens, latents = (gated > 0).nonzero(as_tuple=True)
+            return Active(tokens, latents, gated[tokens, latents])
+        # ReLU after top-k keeps the same latents as before it, and touches K values, not d_sae.
+        values, latents = gated.topk(cap, dim=1, sorted=False)
+        tokens = latents.new_ones(len(states)).cumsum(0).sub_(1).repeat_interleave(cap)
+        return Active(tokens, latents.flatten(), values.clamp_(min=0).flatten())
+
+    def decode(self, active: Active, states: Tensor) -> Tensor:
+        """The reconstruction W_dec^T z + b_dec, float32 [T, d], of the T states that gave
+        `active` (they are read for the input norm's scale only)."""
+        codes = self.w_dec.new_zeros(len(states), self.latents)
+        codes[active.tokens, active.latents] = active.values
+        _, shift, scale = self._normalised(states)
+        return self.b_dec.addmm(codes, self.w_dec) * scale + shift
+
+    def reconstruct(self, states: Tensor, k: int | None = None) -> Tensor:
+        """x_hat [T, d], float32, for states [T, d]; any T."""
+        rebuilt = self.w_dec.new_empty(len(states), self.d)
+        for start in range(0, len(states), self.chunk_tokens):
+            chunk = states[start : start + self.chunk_tokens]
+            rebuilt[start : start + len(chunk)] = self.decode(self.active(chunk, k), chunk)
+        return rebuilt
+
     def encode(
         self,
         states: Tensor,
         offsets: np.ndarray,
-        *,
         k: int | None = None,
-        pooling: str = "mean",
+        pooling: Literal["mean", "sum"] = "mean",
     ) -> Codes:
-        """Codes of S samples from the residual streams [T, width] of their counted tokens.
+        """Codes of S samples: the mean (or sum) of their tokens' latents.
 
-        Sample i owns rows offsets[i]:offsets[i + 1]; a sample without tokens gets an empty
-        code. pooling is "mean" or "sum". WorkError when a state is not finite.
+        states: [T, d], the counted tokens of all samples in order; offsets: int64 [S + 1], sample
+        i holds the tokens offsets[i]:offsets[i + 1] and may hold none. Raises as `active` does,
+        and WorkError when a pooled value does not fit float16.
         """
-        if not bool(torch.isfinite(states).all()):
-            raise WorkError("a residual stream holds a value that is not finite")
-        per_chunk = max(1, _CHUNK_BYTES // (4 * self.latents))
-        parts: list[Codes] = []
-        start = 0
-        while start < len(offsets) - 1:
-            # Dense accumulators exist for one chunk of samples at a time.
-            end = min(len(offsets) - 1, start + max(1, per_chunk // 4))
-            parts.append(self._encode_samples(states, offsets[start : end + 1], k, pooling, per_chunk))
-            start = end
-        return concatenate(parts)
+        if int(offsets[0]) != 0 or int(offsets[-1]) != len(states):
+            raise ValueError(f"offsets span {offsets[0]}..{offsets[-1]}, not 0..{len(states)}")
+        group = max(1, DENSE_BYTES // (8 * self.latents))
+        return concatenate(
+            [
+                self._encode_group(states, offsets[start : start + group + 1], k, pooling)
+                for start in range(0, len(offsets) - 1, group)
+            ]
+        )
 
-    def _encode_samples(
-        self, states: Tensor, offsets: np.ndarray, k: int | None, pooling: str, per_chunk: int
+    def _encode_group(
+        self, states: Tensor, offsets: np.ndarray, k: int | None, pooling: str
     ) -> Codes:
         samples = len(offsets) - 1
-        sums = torch.zeros(samples * self.latents, device=states.device)
-        counts = np.diff(offsets)
-        owner = torch.from_numpy(np.repeat(np.arange(samples), counts)).to(states.device)
-        first, last = int(offsets[0]), int(offsets[-1])
-        for start in range(first, last, per_chunk):
-            end = min(last, start + per_chunk)
-            values, latents = self.activations(states[start:end], k)
-            rows = owner[start - first : end - first, None] * self.latents
-            sums.index_add_(0, (rows + latents).reshape(-1), values.reshape(-1))
-        dense = sums.view(samples, self.latents)
+        lengths = self.b_dec.new_tensor(np.diff(offsets)).long()
+        sample_of_token = lengths.new_tensor(range(samples)).repeat_interleave(lengths)
+        # float64, so that neither chunk borders nor the order of additions show in the result.
+        sums = self.w_dec.new_zeros(samples * self.latents).double()
+        for start, chunk in self._chunks(states[int(offsets[0]) : int(offsets[-1])]):
+            active = self.active(chunk, k)
+            cells = sample_of_token[start + active.tokens] * self.latents + active.latents
+            sums.scatter_add_(0, cells, active.values.double())
+        pooled = sums.view(samples, self.latents)
         if pooling == "mean":
-            size = torch.from_numpy(np.maximum(counts, 1).astype(np.float32))
-            dense = dense / size.to(states.device)[:, None]
-        place = dense.nonzero()
-        values = dense[place[:, 0], place[:, 1]].cpu().numpy()
-        per_row = torch.bincount(place[:, 0], minlength=samples).cpu().numpy()
-        indptr = np.concatenate([[0], np.cumsum(per_row)]).astype(np.int64)
-        return from_rows(indptr, place[:, 1].cpu().numpy(), values)
+            pooled /= lengths.clamp(min=1)[:, None]
+        rows, latents = pooled.nonzero(as_tuple=True)
+        indptr = np.zeros(samples + 1, dtype=np.int64)
+        np.cumsum(np.bincount(rows.cpu().numpy(), minlength=samples), out=indptr[1:])
+        values = pooled[rows, latents].float()
+        return from_rows(indptr, latents.cpu().numpy(), values.cpu().numpy())
 
-    @torch.no_grad()
-    def reconstruct(self, states: Tensor, k: int | None = None) -> Tensor:
-        """The SAE's estimate of each residual stream, [T, width]."""
-        per_chunk = max(1, _CHUNK_BYTES // (4 * self.latents))
-        made = []
-        for chunk in states.split(per_chunk):
-            values, latents = self.activations(chunk, k)
-            dense = torch.zeros((len(chunk), self.latents), device=chunk.device)
-            made.append(dense.scatter_(1, latents, values) @ self.w_dec + self.b_dec)
-        return torch.cat(made) if made else states
+    def _chunks(self, states: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, len(states), self.chunk_tokens):
+            yield start, states[start : start + self.chunk_tokens]
+
+    def _cap(self, k: int | None) -> int | None:
+        if k is not None and not 1 <= k <= self.latents:
+            raise RequestError(f"k = {k} is outside 1..{self.latents}, the SAE's latents")
+        return k
+
+    def _normalised(self, states: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """(normalised, shift, scale) with states = normalised * scale + shift."""
+        states = states.float()
+        tiny = np.finfo(np.float32).tiny
+        if self.input_norm == "constant_norm_rescale":
+            scale = (states.norm(dim=1, keepdim=True) / self.d**0.5).clamp(min=tiny)
+            return states / scale, 0.0, scale
+        if self.input_norm == "layer_norm":
+            shift = states.mean(dim=1, keepdim=True)
+            spread = (states - shift).std(dim=1, keepdim=True)
+            return (states - shift) / (spread + _LAYER_NORM_EPS), shift, spread
+        return states, 0.0, 1.0
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of the SAE in `folder`: d, latents, k, activation, conventions, origin, quality
+    and digest; reads no weights. RequestError if there is none, WorkError if it is unreadable."""
+    path = folder / RECORD_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RequestError(f"{folder} holds no SAE ({RECORD_FILE} is missing)") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WorkError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict) or "digest" not in record:
+        raise WorkError(f"{path} is no record of an SAE")
+    return record

@@ -259,12 +259,17 @@ class TargetFiles(Spec):
     path: LocalPath | None = None
     hub: Hub | None = None
     wheel: Wheel | None = None
+    task_ids: tuple[int, int] | None = Field(
+        default=None, description="first and last task_id of a split; reader mbpp only"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> TargetFiles:
         given = [key for key in ("path", "hub", "wheel") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError("needs exactly one of path, hub, wheel")
+        if self.task_ids is not None and self.task_ids[0] > self.task_ids[1]:
+            raise ValueError("task_ids is [first, last], with first <= last")
         return self
 
 

@@ -125,7 +125,7 @@ def load_config(path: str | Path | None = None) -> Config:
         raise RequestError(f"{file}: not UTF-8 (byte {error.start})") from error
     try:
         # The loader derives from SafeLoader: it builds plain values only.
-        raw = yaml.load(_expand_variables(text), Loader=_UniqueKeyLoader)  # noqa: S506
+        raw = yaml.load(_expand_variables(text), Loader=_UniqueKeyLoader)
         if not isinstance(raw, dict):
             raise RequestError("not a mapping of store, datasets, models, targets, recipes")
         config = Config.model_validate({**raw, "path": file}, context={"base": file.parent})

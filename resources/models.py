@@ -143,7 +143,14 @@ class Models(dg.ConfigurableResource):
 
     def encoder(self, name: str, model: ModelSpec) -> Encoder:
         """The loaded encoder; the last one used stays in memory for the process."""
-        return _load_encoder(
+        return _load_encoder(*self._encoder_settings(name, model))
+
+    def encoder_with_neighbours(self, name: str, model: ModelSpec) -> Encoder:
+        """An encoder that can also run the block past its layer, to compare layers."""
+        return _load_encoder(*self._encoder_settings(name, model), blocks_after=1)
+
+    def _encoder_settings(self, name: str, model: ModelSpec) -> tuple[Any, ...]:
+        return (
             self.folder(name, model.language_model),
             model.layer,
             resolve_dtype(model.dtype, resolve_device(self.device)),
@@ -223,6 +230,7 @@ def _load_encoder(
     policy: TokenPolicy,
     max_length: int,
     trust_remote_code: bool,
+    blocks_after: int = 0,
 ) -> Encoder:
     from mona.encoder import Encoder
 
@@ -235,4 +243,5 @@ def _load_encoder(
         policy=policy,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
+        blocks_after=blocks_after,
     )

@@ -1,0 +1,401 @@
+"""The canonical table of one dataset: its distinct conversations and where each came from.
+
+Reading files is `mona.containers`, reading rows is `mona.formats`; here rows become one
+Parquet file with one line per distinct conversation, and one for the rows that were refused.
+Texts pass through a batch at a time; ids and origins (about 200 bytes a row) are held while
+duplicates are merged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mona.containers import BadRow, EmptyFileError, RawRow, read_rows
+from mona.errors import RequestError, WorkError
+from mona.files import DataFile
+from mona.formats import FormatError, to_messages
+from mona.sample import Message, from_records, sample_id, to_records
+from mona.spec import Source, Subsample
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_ORIGIN = [
+    ("source", pa.string()),
+    ("licence", pa.string()),
+    ("file", pa.string()),
+    ("line", pa.int64()),
+]
+# `origins` are distinct and sorted; `source` in them is the provenance label.
+POOL_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("messages", _MESSAGES),
+        pa.field("origins", pa.list_(pa.struct(_ORIGIN))),
+        pa.field("n_chars", pa.int64()),
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+_ROWS_SCHEMA = pa.schema(
+    [("sample_id", pa.string()), ("messages", _MESSAGES), ("n_chars", pa.int64()), *_ORIGIN]
+)
+_BATCH_ROWS = 4096
+_BATCH_CHARS = 16_000_000
+
+CountTokens = Callable[[list[tuple[Message, ...]]], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRows:
+    """Rows that come from no file, such as a hub's; `name` stands for it in provenance."""
+
+    name: str
+    rows: Iterable[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSource:
+    """A source as configured, and what it was resolved to."""
+
+    source: Source
+    inputs: Sequence[DataFile | NamedRows]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolResult:
+    """Where a pool was written, and its accounts.
+
+    rows_read = distinct + duplicates_merged + rows_bad + rows_left_out, where rows_left_out
+    are the answers of preference data that were not preferred; samples = distinct unless
+    subsampled. `by_source` counts a sample under each label it came from.
+    """
+
+    parquet: Path
+    quarantine: Path
+    digest: str
+    rows_read: int
+    rows_bad: int
+    rows_left_out: int
+    duplicates_merged: int
+    distinct: int
+    samples: int
+    characters: int
+    by_source: dict[str, int]
+
+
+def build_pool(
+    sources: Sequence[PoolSource],
+    staging: Path,
+    *,
+    max_bad_rows: float,
+    subsample: Subsample | None = None,
+    count_tokens: CountTokens | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> PoolResult:
+    """Writes `pool.parquet` (POOL_SCHEMA) and `quarantine.parquet` into `staging`.
+
+    Samples stand in the order of their first occurrence. `progress` is told of rows read
+    since its last call. `count_tokens` is needed where `subsample` has `max_tokens`; it is
+    asked only about samples that may be drawn.
+
+    Raises RequestError for sources without rows or with unreadable files, WorkError where
+    more than the share `max_bad_rows` of all rows is bad or no good row is left.
+    """
+    staging.mkdir(parents=True, exist_ok=True)
+    rows_path = staging / "rows.parquet"
+    pool_path, quarantine_path = staging / "pool.parquet", staging / "quarantine.parquet"
+    with _Intake(rows_path, quarantine_path, progress) as intake:
+        for source in sources:
+            intake.read(source)
+    if intake.bad > max_bad_rows * intake.read_count:
+        raise WorkError(
+            f"{intake.bad} of {intake.read_count} rows are bad "
+            f"({intake.bad / intake.read_count:.2%}, allowed {max_bad_rows:.2%}): "
+            + "; ".join(intake.first_reasons)
+        )
+    if not intake.good:
+        raise WorkError(f"no row can be used; {intake.read_count} were read")
+
+    merged = _merge(rows_path)
+    kept = merged if subsample is None else _draw(merged, rows_path, subsample, count_tokens)
+    characters = _write_pool(kept, rows_path, pool_path)
+    rows_path.unlink()
+    by_source = (
+        kept.select("row", label=pl.col("origins").list.eval(pl.element().struct.field("source")))
+        .explode("label")
+        .unique()
+        .group_by("label")
+        .len()
+        .sort("label")
+    )
+    return PoolResult(
+        parquet=pool_path,
+        quarantine=quarantine_path,
+        digest=pool_digest(pool_path),
+        rows_read=intake.read_count,
+        rows_bad=intake.bad,
+        rows_left_out=intake.read_count - intake.bad - intake.good,
+        duplicates_merged=intake.good - len(merged),
+        distinct=len(merged),
+        samples=len(kept),
+        characters=characters,
+        by_source=dict(by_source.iter_rows()),
+    )
+
+
+# --- reading ------------------------------------------------------------------------------
+
+
+class _Intake:
+    """Rows of sources on their way into Parquet: good ones in batches, bad ones set aside."""
+
+    def __init__(self, rows: Path, quarantine: Path, progress: Callable[[int], None]) -> None:
+        self.read_count = self.good = self.bad = 0
+        self.first_reasons: list[str] = []
+        self._progress = progress
+        self._reported = self._chars = 0
+        self._batch: list[dict[str, Any]] = []
+        self._bad_batch: list[dict[str, Any]] = []
+        self._rows = pq.ParquetWriter(rows, _ROWS_SCHEMA, compression="zstd")
+        self._quarantine = pq.ParquetWriter(quarantine, QUARANTINE_SCHEMA, compression="zstd")
+
+    def __enter__(self) -> _Intake:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *details: object) -> None:
+        if failure is None:
+            self._flush()
+        self._rows.close()
+        self._quarantine.close()
+
+    def read(self, source: PoolSource) -> None:
+        """Every input of a source; at least one of them must have rows."""
+        name = source.source.name
+        if not source.inputs:
+            raise RequestError(f"source '{name}': no files")
+        before = self.read_count
+        empty: list[tuple[DataFile | NamedRows, EmptyFileError]] = []
+        for part in source.inputs:
+            try:
+                self._read_part(source.source, part)
+            except EmptyFileError as error:
+                empty.append((part, error))
+        if self.read_count == before:
+            raise empty[0][1] if empty else RequestError(f"source '{name}': no rows")
+        # Real collections hold some empty files: a defect to show, not a reason to stop.
+        for part, _ in empty:
+            self._refuse(BadRow(part.name, 0, "empty file"), _label(source.source, part))
+
+    def _read_part(self, source: Source, part: DataFile | NamedRows) -> None:
+        label = _label(source, part)
+        limit = source.max_rows_per_file
+        good = bad = 0
+        for row in _raw_rows(part):
+            if isinstance(row, RawRow):
+                try:
+                    found = to_messages(row.data, source.format, source.preference)
+                except FormatError as error:
+                    row = BadRow(row.file, row.line, str(error))
+            if isinstance(row, BadRow):
+                bad += 1
+                self._refuse(row, label)
+            else:
+                self.read_count += 1
+                for messages in found:
+                    good += 1
+                    self._keep(messages, row, label, source.licence)
+            # A file whose rows are all bad is given up as soon as a good one would be.
+            if limit is not None and limit in (good, bad):
+                return
+
+    def _keep(self, messages: tuple[Message, ...], row: RawRow, label: str, licence: str) -> None:
+        self.good += 1
+        n_chars = sum(len(message.content) for message in messages)
+        self._batch.append(
+            {
+                "sample_id": sample_id(messages),
+                "messages": to_records(messages),
+                "n_chars": n_chars,
+                "source": label,
+                "licence": licence,
+                "file": row.file,
+                "line": row.line,
+            }
+        )
+        self._chars += n_chars
+        if len(self._batch) >= _BATCH_ROWS or self._chars >= _BATCH_CHARS:
+            self._flush()
+
+    def _refuse(self, row: BadRow, label: str) -> None:
+        self.read_count += 1
+        self.bad += 1
+        if len(self.first_reasons) < 3:
+            self.first_reasons.append(f"{row.file}:{row.line}: {row.reason}")
+        self._bad_batch.append(
+            {"file": row.file, "line": row.line, "reason": row.reason, "source": label}
+        )
+        if len(self._bad_batch) >= _BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        for writer, batch in ((self._rows, self._batch), (self._quarantine, self._bad_batch)):
+            if batch:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=writer.schema))
+                batch.clear()
+        self._chars = 0
+        self._progress(self.read_count - self._reported)
+        self._reported = self.read_count
+
+
+def _label(source: Source, part: DataFile | NamedRows) -> str:
+    if source.label_by_folder and isinstance(part, DataFile):
+        return f"{source.name}/{part.folder}"
+    return source.name
+
+
+def _raw_rows(part: DataFile | NamedRows) -> Iterator[RawRow | BadRow]:
+    if isinstance(part, DataFile):
+        return read_rows(part)
+    return (RawRow(part.name, number, row) for number, row in enumerate(part.rows, 1))
+
+
+# --- merging ------------------------------------------------------------------------------
+
+
+def _merge(rows_path: Path) -> pl.DataFrame:
+    """`row` (first occurrence, ascending), `sample_id`, `origins` of each conversation."""
+    return (
+        pl.scan_parquet(rows_path, row_index_name="row")
+        .select("row", "sample_id", origins=pl.struct("source", "licence", "file", "line"))
+        .group_by("sample_id")
+        .agg(pl.col("row").min(), pl.col("origins").unique().sort())
+        .sort("row")
+        .collect(engine="streaming")
+    )
+
+
+def _row_groups(
+    rows_path: Path, rows: np.ndarray, columns: list[str]
+) -> Iterator[tuple[slice, pa.Table]]:
+    """The given rows (ascending positions in the file), a row group at a time.
+
+    Yields which of `rows` a table holds, with the table.
+    """
+    with pq.ParquetFile(rows_path) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            low, high = np.searchsorted(rows, [start, end])
+            if low < high:
+                table = file.read_row_group(group, columns=columns)
+                yield slice(low, high), table.take(pa.array(rows[low:high] - start))
+            start = end
+
+
+def _write_pool(kept: pl.DataFrame, rows_path: Path, pool_path: Path) -> int:
+    """Joins texts and origins; returns the number of characters written."""
+    rows = kept["row"].to_numpy().astype(np.int64)
+    characters = 0
+    with pq.ParquetWriter(pool_path, POOL_SCHEMA, compression="zstd") as writer:
+        columns = ["sample_id", "messages", "n_chars"]
+        for part, table in _row_groups(rows_path, rows, columns):
+            origins = kept["origins"][part].to_arrow(compat_level=pl.CompatLevel.oldest())
+            table = table.append_column("origins", origins)
+            writer.write_table(table.select(POOL_SCHEMA.names).cast(POOL_SCHEMA))
+            characters += int(np.sum(table.column("n_chars").to_numpy()))
+    return characters
+
+
+# --- subsampling --------------------------------------------------------------------------
+
+
+def _draw(
+    merged: pl.DataFrame,
+    rows_path: Path,
+    subsample: Subsample,
+    count_tokens: CountTokens | None,
+) -> pl.DataFrame:
+    """The rows of `merged` that a seeded round robin over the labels draws.
+
+    The samples of a label (a sample's first) come in the order of a keyed hash of their ids,
+    so the draw does not depend on the order of the pool, and a row added to it displaces at
+    most one.
+    """
+    keys = [
+        hashlib.blake2b(f"{subsample.seed}:{identity}".encode(), digest_size=16).hexdigest()
+        for identity in merged["sample_id"]
+    ]
+    candidates = merged.select(
+        "row", label=pl.col("origins").list.first().struct.field("source"), key=pl.Series(keys)
+    ).sort("label", "key")
+    if subsample.max_tokens is None:
+        drawn = _round_robin(candidates, subsample.rows)
+    else:
+        if count_tokens is None:
+            raise ValueError("a subsample with max_tokens needs count_tokens")
+        # Counting is costly: draw as if all fitted, count what was drawn, and draw again
+        # without what does not fit, until a draw holds nothing uncounted.
+        counted: set[int] = set()
+        while True:
+            drawn = _round_robin(candidates, subsample.rows)
+            uncounted = sorted(set(drawn["row"]) - counted)
+            if not uncounted:
+                break
+            counted.update(uncounted)
+            too_long = []
+            for part, table in _row_groups(rows_path, np.array(uncounted), ["messages"]):
+                texts = [from_records(records) for records in table.column("messages").to_pylist()]
+                counts = count_tokens(texts)
+                pairs = zip(uncounted[part], counts, strict=True)
+                too_long += [row for row, count in pairs if count > subsample.max_tokens]
+            candidates = candidates.filter(~pl.col("row").is_in(too_long))
+    if drawn.is_empty():
+        raise WorkError(f"no sample has at most {subsample.max_tokens} tokens")
+    return merged.join(drawn.select("row"), on="row", how="semi", maintain_order="left")
+
+
+def _round_robin(candidates: pl.DataFrame, count: int) -> pl.DataFrame:
+    """The first of each label, then the second of each, and so on."""
+    return (
+        candidates.with_columns(turn=pl.int_range(pl.len()).over("label"))
+        .sort("turn", "label")
+        .head(count)
+    )
+
+
+# --- digest -------------------------------------------------------------------------------
+
+
+def row_digest(identity: str, origins: Iterable[dict[str, Any]]) -> bytes:
+    """SHA-256 of a sample's id and its distinct (label, licence) pairs; 32 bytes.
+
+    File and line are left out: the same rows in other files are the same pool.
+    """
+    pairs = sorted({(origin["source"], origin["licence"]) for origin in origins})
+    content = json.dumps([identity, pairs], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(content.encode("utf-8")).digest()
+
+
+def pool_digest(parquet: Path) -> str:
+    """The data version of a pool: SHA-256 over its sorted row digests, hex."""
+    digests = []
+    with pq.ParquetFile(parquet) as file:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=["sample_id", "origins"]):
+            identities, origins = (column.to_pylist() for column in batch.columns)
+            digests += map(row_digest, identities, origins)
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

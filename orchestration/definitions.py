@@ -1,0 +1,75 @@
+"""The Dagster definitions that follow from a configuration.
+
+`build_definitions(config, **resource_overrides)` is the seam for tests; workspace.yaml loads
+`definitions()`, which reads the file named by MONA_CONFIG.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+
+from assets.encoding import build_encoding
+from assets.entries import build_entries
+from assets.keys import Partitions
+from assets.raw_pool import build_raw_pool
+from assets.sae import build_sae
+from assets.selection import build_selections
+from assets.targets import build_target
+from orchestration.automation import with_automation
+from orchestration.checks import build_checks
+from orchestration.config import Config, load_config
+from orchestration.sensors import build_entry_sensor
+from resources.engine import Engine
+from resources.models import Models
+from resources.sources import Sources
+from resources.store import Store
+
+
+def build_resources(config: Config) -> dict[str, Any]:
+    """The four resources of a configuration."""
+    home = str(config.home)
+    sources = Sources(home=home)
+    return {
+        "sources": sources,
+        "shelf": Models(sources=sources, home=home, device=config.engine.device),
+        "store": Store(root=config.store_root, home=home),
+        "engine": Engine(**config.engine.model_dump()),
+    }
+
+
+def build_partitions(config: Config) -> Partitions:
+    """Partition keys are the configured names, in the order of the file."""
+    return Partitions(config.datasets, config.models)
+
+
+def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitions:
+    """Assets, checks, sensor and resources of a configuration."""
+    partitions = build_partitions(config)
+    made = [
+        build_raw_pool(config.datasets, config.models, partitions),
+        build_sae(config.models, partitions),
+        build_encoding(config.models, partitions),
+        *(
+            asset
+            for target, spec in config.targets.items()
+            for asset in build_target(target, spec, config.models, partitions)
+        ),
+        build_selections(list(config.targets), config.recipes, config.models, partitions),
+    ]
+    resources = {**build_resources(config), **resource_overrides}
+    return dg.Definitions(
+        assets=[
+            *build_entries(config.datasets, config.models, config.targets, partitions),
+            *(with_automation(asset) for asset in made),
+        ],
+        asset_checks=build_checks(config, partitions),
+        sensors=[build_entry_sensor(config)],
+        resources=resources,
+    )
+
+
+def definitions() -> dg.Definitions:
+    """The definitions of the configuration named by MONA_CONFIG."""
+    return build_definitions(load_config())
