@@ -1,7 +1,5 @@
 """`activations` and `sae_codes` [dataset x model]: one step, one forward pass a sample."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any

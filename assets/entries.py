@@ -5,8 +5,6 @@ digests. Dagster's code_version is per asset, so entries that differ per partiti
 here instead.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import dagster as dg

@@ -1,7 +1,5 @@
 """`raw_pool` [dataset]: the canonical samples of one dataset, replaced in one commit."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -135,7 +133,7 @@ def _token_counter(
     name = spec.subsample.tokenizer
     model = models[name]
 
-    renderer: Renderer | None = None
+    renderer: "Renderer | None" = None
 
     def count(conversations: list[tuple[Message, ...]]) -> list[int]:
         nonlocal renderer

@@ -4,8 +4,6 @@ It has no edge from `raw_pool`: a trained SAE is pinned to the pool it was train
 its provenance names; a refreshed pool does not retrain it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +91,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
                 "dead latents (share, on held-out tokens)": quality.dead_share,
                 "held-out tokens": quality.tokens,
                 "latents": made.latents,
-                "width": made.width,
+                "width": made.d,
                 "activation": made.activation,
                 **({"fvu by layer": {str(i): fvu for i, fvu in layers.items()}} if layers else {}),
                 "quality": picture(
@@ -140,7 +138,7 @@ def _train(
     encoder_fingerprint: str,
     store: Store,
     engine: Engine,
-) -> SparseAutoencoder:
+) -> "SparseAutoencoder":
     from mona.sae_training import train_sae
 
     spec = model.sae.train
@@ -150,10 +148,10 @@ def _train(
     with progress_bar("reading held-out tokens", None, "tokens"):
         width = sample.held_out[0].shape[1]
 
-    def samples(epoch: int) -> Iterator[torch.Tensor]:
+    def samples(epoch: int) -> "Iterator[torch.Tensor]":
         return sample.training(spec.tokens, epoch)
 
-    with progress_bar(f"training the SAE of {name}", spec.tokens * spec.epochs, "tokens") as bar:
+    with progress_bar(f"training the SAE of {name}", spec.tokens, "tokens") as bar:
         return train_sae(
             samples,
             width,
@@ -166,7 +164,7 @@ def _train(
 
 def _load(
     name: str, model: ModelSpec, shelf: Models
-) -> tuple[SparseAutoencoder, dict[str, Any]]:
+) -> "tuple[SparseAutoencoder, dict[str, Any]]":
     from mona.sae_formats import load_pretrained
 
     spec = model.sae.load
@@ -180,7 +178,7 @@ def _load(
 def _layer_fvus(
     name: str,
     model: ModelSpec,
-    made: SparseAutoencoder,
+    made: "SparseAutoencoder",
     sample: TokenSample,
     shelf: Models,
     store: Store,

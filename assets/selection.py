@@ -4,8 +4,6 @@ All selections of a run are one step: those that read the same representation sh
 of it, and all share one pass over the pool's text for decontamination.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

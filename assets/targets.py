@@ -1,8 +1,6 @@
 """`<target>/examples` and `<target>/prototype` [model]: what a target task looks like, and
 its codes under one model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

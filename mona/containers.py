@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -59,7 +60,7 @@ _COLUMNS = frozenset(
 )
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _SPACE = re.compile(r"[ \t\r\n]*")
-_FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\]|\\.)*")\s*:')
+_FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\\x00-\x1f]|\\.)*")\s*:')
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -95,11 +96,11 @@ def read_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
     Raises RequestError for an unknown suffix or UTF-16 text, EmptyFileError for a file
     without rows.
     """
-    name = file.filename.lower()
-    codec = next((codec for end, codec in COMPRESSIONS.items() if name.endswith(end)), None)
-    suffix = "." + name.split(".")[-1 if codec is None else -2]
-    reader = _READERS.get(suffix)
-    if reader is None or suffix == name:
+    suffixes = PurePosixPath(file.filename.lower()).suffixes
+    codec = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    container = suffixes[:-1] if codec else suffixes
+    reader = _READERS.get(container[-1]) if container else None
+    if reader is None:
         known = ", ".join(_READERS)
         raise RequestError(
             f"{file.name}: unknown suffix; known are {known}, each plain, .gz or .zst"
@@ -162,7 +163,8 @@ def _json_lines(file: str, lines: Iterable[bytes]) -> _Rows:
     for number, line in enumerate(lines, 1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.isspace() or not line:
+        line = line.strip()
+        if not line:
             continue
         try:
             yield _as_row(file, number, json.loads(line.decode("utf-8")))
@@ -306,6 +308,7 @@ def _json_array(file: str, stream: io.BufferedReader) -> _Rows:
     window.next_character()
     window.advance(window.position + 1)
     first_key = ""
+    closed = False
     # What may come: "first" (an element or the end), "element", or "separator".
     expected = "first"
     while character := window.next_character():
@@ -318,6 +321,7 @@ def _json_array(file: str, stream: io.BufferedReader) -> _Rows:
             window.advance(window.position + 1)
             if not window.next_character():
                 return
+            closed = True
             line = window.line
             fault = "text behind the end of the array"
         elif expected == "separator":
@@ -354,7 +358,8 @@ def _json_array(file: str, stream: io.BufferedReader) -> _Rows:
             if not window.seek(re.compile(opening)):
                 return
             expected = "first"
-    yield BadRow(file, window.line, "invalid JSON: the array is not closed")
+    if not closed:
+        yield BadRow(file, window.line, "invalid JSON: the array is not closed")
 
 
 # --- tables -------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ bytes mean is `mona.containers`.
 from __future__ import annotations
 
 import hashlib
+import io
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -38,9 +40,15 @@ class DataFile:
         """The raw bytes, still compressed if they are."""
         if self.member is None:
             return self.path.open("rb")
-        return cast(BinaryIO, zipfile.ZipFile(self.path).open(self.member))
+        return cast(BinaryIO, _archive(self.path).open(self.member))
 
     def digest(self) -> str:
         """SHA-256 of the raw bytes, hex."""
         with self.open() as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            return hashlib.file_digest(cast(io.BufferedIOBase, stream), "sha256").hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _archive(path: Path) -> zipfile.ZipFile:
+    # A wheel can have thousands of members; its directory is read once, not once a member.
+    return zipfile.ZipFile(path)

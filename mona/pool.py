@@ -393,7 +393,7 @@ def row_digest(identity: str, origins: Iterable[dict[str, Any]]) -> bytes:
 
 def pool_digest(parquet: Path) -> str:
     """The data version of a pool: SHA-256 over its sorted row digests, hex."""
-    digests = []
+    digests: list[bytes] = []
     with pq.ParquetFile(parquet) as file:
         for batch in file.iter_batches(_BATCH_ROWS, columns=["sample_id", "origins"]):
             identities, origins = (column.to_pylist() for column in batch.columns)

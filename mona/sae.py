@@ -1,31 +1,26 @@
 """The sparse autoencoder: one canonical form, its file format, and the codes it makes.
 
 Reading other projects' files into this form is `mona.sae_formats`, training one is
-`mona.sae_training`, judging one is `mona.sae_quality`. torch is imported only where tensors are
-made, so that `read_record` stays cheap.
+`mona.sae_training`, judging one is `mona.sae_quality`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mona.codes import Codes, concatenate, from_rows
 from mona.errors import RequestError, WorkError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 Activation = Literal["topk", "jumprelu", "relu"]
 InputNorm = Literal["none", "constant_norm_rescale", "layer_norm"]
@@ -36,11 +31,11 @@ RECORD_FILE = "sae.json"
 # storage rounds by 2^-11, float32 products add far less.
 CODE_RTOL = 2.0**-10
 # Pre-activations exist for this many bytes at a time, and so do the pooling accumulators.
-DENSE_BYTES = 128 * 2**20
+DENSE_BYTES = 64 * 2**20
 _LAYER_NORM_EPS = 1e-5  # as sae-lens has it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Active:
     """The non-zero latents of T tokens, sorted by token: three arrays of one length.
 
@@ -53,7 +48,7 @@ class Active:
     values: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseAutoencoder:
     """An SAE of residual-stream width d with d_sae latents; all tensors float32.
 
@@ -62,7 +57,7 @@ class SparseAutoencoder:
     ReLU to pre-activations above `threshold` [d_sae]; "relu" applies ReLU alone.
     apply_b_dec_to_input: the encoder reads x - b_dec. input_norm: what is done to x before that,
     and undone after decoding: "constant_norm_rescale" scales x to norm sqrt(d), "layer_norm"
-    standardises it. origin: where the SAE comes from. quality: figures of `mona.sae_quality`.
+    standardises it.
 
     Decoder norms and gates of other projects' SAEs are folded into these tensors on reading.
     """
@@ -76,8 +71,6 @@ class SparseAutoencoder:
     threshold: Tensor | None = None
     apply_b_dec_to_input: bool = True
     input_norm: InputNorm = "none"
-    origin: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         d, latents = self.w_enc.shape
@@ -123,7 +116,8 @@ class SparseAutoencoder:
 
     def to(self, device: str | torch.device) -> SparseAutoencoder:
         """The same SAE with its tensors on `device`."""
-        return replace(self, **{name: t.to(device) for name, t in self.tensors().items()})
+        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
+        return replace(self, **moved)
 
     @cached_property
     def digest(self) -> str:
@@ -162,17 +156,11 @@ class SparseAutoencoder:
             written.mkdir()
             tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
             save_file(tensors, written / WEIGHTS_FILE)
-            record = {
-                **self._method(),
-                "origin": self.origin,
-                "quality": self.quality,
-                "digest": self.digest,
-            }
-            text = json.dumps(record, indent=2, ensure_ascii=False)
+            text = json.dumps({**self._method(), "digest": self.digest}, indent=2)
             (written / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
             if folder.exists():
-                os.replace(folder, staging / "old")
-            os.replace(written, folder)
+                folder.replace(staging / "old")
+            written.replace(folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -182,9 +170,9 @@ class SparseAutoencoder:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        record = read_record(folder)
+        record = _read_record(folder)
         try:
-            tensors = load_file(folder / WEIGHTS_FILE)
+            tensors: dict[str, Any] = load_file(folder / WEIGHTS_FILE)
         except FileNotFoundError as error:
             raise RequestError(f"{folder} has no {WEIGHTS_FILE}") from error
         except SafetensorError as error:
@@ -195,17 +183,13 @@ class SparseAutoencoder:
                 activation=record["activation"],
                 k=record["k"],
                 **record["conventions"],
-                origin=record["origin"],
-                quality=record["quality"],
             )
         except (KeyError, TypeError) as error:
             raise WorkError(f"{folder} is no SAE of this format: {error}") from error
         except WorkError as error:
             raise WorkError(f"{folder / WEIGHTS_FILE}: {error}") from error
         if sae.digest != record["digest"]:
-            raise WorkError(
-                f"{folder / WEIGHTS_FILE} does not hash to the digest in {RECORD_FILE}"
-            )
+            raise WorkError(f"{folder / WEIGHTS_FILE} does not hash to the digest in {RECORD_FILE}")
         return sae.to(device)
 
     # --- the method
@@ -250,7 +234,7 @@ class SparseAutoencoder:
             return Active(tokens, latents, gated[tokens, latents])
         # ReLU after top-k keeps the same latents as before it, and touches K values, not d_sae.
         values, latents = gated.topk(cap, dim=1, sorted=False)
-        tokens = latents.new_ones(len(states)).cumsum(0).sub_(1).repeat_interleave(cap)
+        tokens = torch.arange(len(states), device=states.device).repeat_interleave(cap)
         return Active(tokens, latents.flatten(), values.clamp_(min=0).flatten())
 
     def decode(self, active: Active, states: Tensor) -> Tensor:
@@ -296,12 +280,13 @@ class SparseAutoencoder:
         self, states: Tensor, offsets: np.ndarray, k: int | None, pooling: str
     ) -> Codes:
         samples = len(offsets) - 1
-        lengths = self.b_dec.new_tensor(np.diff(offsets)).long()
-        sample_of_token = lengths.new_tensor(range(samples)).repeat_interleave(lengths)
+        lengths = torch.from_numpy(np.diff(offsets)).to(states.device)
+        sample_of_token = torch.arange(samples, device=states.device).repeat_interleave(lengths)
         # float64, so that neither chunk borders nor the order of additions show in the result.
-        sums = self.w_dec.new_zeros(samples * self.latents).double()
-        for start, chunk in self._chunks(states[int(offsets[0]) : int(offsets[-1])]):
-            active = self.active(chunk, k)
+        sums = torch.zeros(samples * self.latents, dtype=torch.float64, device=states.device)
+        states = states[int(offsets[0]) : int(offsets[-1])]
+        for start in range(0, len(states), self.chunk_tokens):
+            active = self.active(states[start : start + self.chunk_tokens], k)
             cells = sample_of_token[start + active.tokens] * self.latents + active.latents
             sums.scatter_add_(0, cells, active.values.double())
         pooled = sums.view(samples, self.latents)
@@ -312,10 +297,6 @@ class SparseAutoencoder:
         np.cumsum(np.bincount(rows.cpu().numpy(), minlength=samples), out=indptr[1:])
         values = pooled[rows, latents].float()
         return from_rows(indptr, latents.cpu().numpy(), values.cpu().numpy())
-
-    def _chunks(self, states: Tensor) -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, len(states), self.chunk_tokens):
-            yield start, states[start : start + self.chunk_tokens]
 
     def _cap(self, k: int | None) -> int | None:
         if k is not None and not 1 <= k <= self.latents:
@@ -336,9 +317,7 @@ class SparseAutoencoder:
         return states, 0.0, 1.0
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The record of the SAE in `folder`: d, latents, k, activation, conventions, origin, quality
-    and digest; reads no weights. RequestError if there is none, WorkError if it is unreadable."""
+def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -174,8 +174,9 @@ class SaeTraining(Spec):
     datasets: Annotated[list[Slug], Field(min_length=1)]
     latents: int = Field(default=4608, ge=8)
     k: int = Field(default=32, ge=1)
-    tokens: int = Field(default=2_000_000, ge=1, description="distinct tokens in the token sample")
-    epochs: int = Field(default=1, ge=1)
+    tokens: int = Field(
+        default=2_000_000, ge=1, description="token passes; a smaller pool is passed repeatedly"
+    )
     batch_tokens: int = Field(default=2048, ge=1)
     learning_rate: float = Field(default=3e-4, gt=0)
     seed: int = 0

@@ -20,6 +20,9 @@ from mona.spec import Template, TokenPolicy
 
 # Private-use characters: they stand for a message's content while the template is rendered.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+# Templates that ask for today's date are told the default of Llama 3.1's: a sample's tokens
+# must not depend on the day. A macro, because transformers hands no functions to templates.
+_FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
@@ -50,6 +53,10 @@ class Renderer:
     Templates: "chat" is the model's own; "plain" is prompt, newline, response; "olmo" is
     prompt, space, response, end of text; "llama2" is `<s>[INST] prompt [/INST] response
     </s>` (arXiv 2503.15573, training formats). RequestError for "chat" without a template.
+
+    A chat template that trims contents is honoured; one that rewrites a content otherwise
+    gets that conversation's contents verbatim between its own text. A conversation whose data
+    spells a special token is tokenised piece by piece, so there no token spans a seam.
     """
 
     def __init__(
@@ -61,12 +68,18 @@ class Renderer:
             )
         if not tokenizer.is_fast:
             raise RequestError("the model's tokenizer is not a fast one: offsets are needed")
+        self._chat_template = tokenizer.get_chat_template() if template == "chat" else ""
+        if "strftime_now" in self._chat_template:
+            self._chat_template = _FIXED_DATE + self._chat_template
+        self._skeletons: dict[tuple[str, ...], list[str]] = {}
         self.tokenizer = tokenizer
         self.template = template
         self.policy = policy
         self.max_length = max_length
         special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len)
-        self._special = re.compile("|".join(re.escape(token) for token in reversed(special)) or "$^")
+        self._special = re.compile(
+            "|".join(re.escape(token) for token in reversed(special)) or "$^"
+        )
 
     def render(self, messages: Sequence[Message]) -> Tokenised:
         """One conversation."""
@@ -96,8 +109,7 @@ class Renderer:
         return [done[i] for i in range(len(pieces))]
 
     def _tokenised(self, ids: Sequence[int], is_content: np.ndarray) -> Tokenised:
-        counted = is_content if self.policy.count == "content" else np.ones(len(ids), bool)
-        counted = counted.copy()
+        counted = is_content.copy() if self.policy.count == "content" else np.ones(len(ids), bool)
         counted[: self.policy.skip_first] = False
         return Tokenised(
             np.asarray(ids[: self.max_length], np.int32), counted[: self.max_length], len(ids)
@@ -124,27 +136,33 @@ class Renderer:
     def _pieces(self, messages: Sequence[Message]) -> list[_Piece]:
         if self.template != "chat":
             return self._plain_pieces(messages)
-        # Templates see placeholders, so that the template's text and the data never mix.
-        hidden = [Message(m.role, f"{_OPEN}{i}{_CLOSE}") for i, m in enumerate(messages)]
-        rendered = self._apply(hidden)
-        pieces: list[_Piece] = []
-        end = 0
-        for match in _PLACEHOLDER.finditer(rendered):
-            pieces.append(_Piece(rendered[end : match.start()], is_content=False))
-            pieces.append(_Piece(messages[int(match.group(1))].content, is_content=True))
-            end = match.end()
-        pieces.append(_Piece(rendered[end:], is_content=False))
+        # Template text and message numbers alternate, template text first and last.
+        skeleton = self._skeleton(tuple(message.role for message in messages))
+        pieces = [
+            _Piece(messages[int(part)].content if place % 2 else part, is_content=bool(place % 2))
+            for place, part in enumerate(skeleton)
+        ]
         pieces = [piece for piece in pieces if piece.text]
         actual = self._apply(messages)
-        if "".join(piece.text for piece in pieces) == actual:
-            return pieces
-        return _trimmed(pieces, actual)
+        # Where the template rewrites a content (a tool's answer as JSON, say), the content is
+        # put in as it is: which tokens are content would not be known otherwise.
+        return _as_rendered(pieces, actual) or pieces
+
+    def _skeleton(self, roles: tuple[str, ...]) -> list[str]:
+        """The chat template's text for these roles, split at the contents' places."""
+        if roles not in self._skeletons:
+            # The template sees placeholders, so that its own text and the data never mix.
+            hidden = [Message(role, f"{_OPEN}{i}{_CLOSE}") for i, role in enumerate(roles)]
+            self._skeletons[roles] = _PLACEHOLDER.split(self._apply(hidden))
+        return self._skeletons[roles]
 
     def _apply(self, messages: Sequence[Message]) -> str:
         from jinja2 import TemplateError
 
         try:
-            rendered = self.tokenizer.apply_chat_template(to_records(messages), tokenize=False)
+            rendered = self.tokenizer.apply_chat_template(
+                to_records(messages), tokenize=False, chat_template=self._chat_template
+            )
         except TemplateError as error:
             raise WorkError(f"the chat template refuses a conversation: {error}") from error
         return str(rendered)
@@ -166,27 +184,24 @@ class Renderer:
         return [piece for piece in pieces if piece.text]
 
 
-def _trimmed(pieces: list[_Piece], actual: str) -> list[_Piece]:
-    """Pieces of a template that trims contents; WorkError for one that rewrites them."""
+def _as_rendered(pieces: list[_Piece], actual: str) -> list[_Piece] | None:
+    """The pieces with each content trimmed as it is in `actual`; None if they don't make it.
+
+    Template pieces are the anchors: a content is never searched for, because a header may
+    spell it too.
+    """
     made: list[_Piece] = []
     end = 0
-    for piece in pieces:
-        if not piece.is_content:
-            continue
-        # The template's own text may be glued differently around trimmed contents, so the
-        # content is looked for and everything between contents is template.
-        text = piece.text if actual.find(piece.text, end) >= 0 else piece.text.strip()
-        start = actual.find(text, end)
-        if start < 0:
-            raise WorkError(
-                "the chat template rewrites message contents, so counted tokens cannot be told: "
-                "use template plain, olmo or llama2"
-            )
-        made.append(_Piece(actual[end:start], is_content=False))
-        made.append(_Piece(text, is_content=True))
-        end = start + len(text)
-    made.append(_Piece(actual[end:], is_content=False))
-    return [piece for piece in made if piece.text]
+    for piece, following in zip(pieces, [*pieces[1:], _Piece("", is_content=False)], strict=True):
+        text = piece.text
+        forms = [text, text.rstrip(), text.lstrip(), text.strip()] if piece.is_content else [text]
+        anchor = "" if following.is_content else following.text
+        fitting = [form for form in forms if actual.startswith(form + anchor, end)]
+        if not fitting:
+            return None
+        made.append(_Piece(fitting[0], piece.is_content))
+        end += len(fitting[0])
+    return [piece for piece in made if piece.text] if end == len(actual) else None
 
 
 def _overlaps_content(offsets: np.ndarray, pieces: list[_Piece]) -> np.ndarray:
@@ -196,4 +211,9 @@ def _overlaps_content(offsets: np.ndarray, pieces: list[_Piece]) -> np.ndarray:
         or [np.zeros(0, bool)]
     )
     before = np.concatenate([[0], np.cumsum(is_content)])
-    return before[offsets[:, 1]] > before[offsets[:, 0]]
+    start, end = offsets[:, 0], offsets[:, 1]
+    # Tokenizers that trim offsets give white space an empty span at its end: it began where
+    # the token before it ended.
+    previous_end = np.concatenate([[0], end])[:-1]
+    start = np.where(start == end, np.minimum(start, previous_end), start)
+    return before[end] > before[start]

@@ -1,7 +1,5 @@
 """Asset checks: what must hold of the stored tables, read back from the store."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -30,10 +30,9 @@ from resources.store import Store
 def build_resources(config: Config) -> dict[str, Any]:
     """The four resources of a configuration."""
     home = str(config.home)
-    sources = Sources(home=home)
     return {
-        "sources": sources,
-        "shelf": Models(sources=sources, home=home, device=config.engine.device),
+        "sources": Sources(home=home),
+        "shelf": Models(home=home, device=config.engine.device),
         "store": Store(root=config.store_root, home=home),
         "engine": Engine(**config.engine.model_dump()),
     }

@@ -1,7 +1,5 @@
 """The sensor that keeps observed entries level with the configuration and its files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import dagster as dg

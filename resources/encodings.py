@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -185,7 +185,7 @@ class Encodings:
         sae: SparseAutoencoder | None,
         *,
         k: int | None,
-        pooling: str,
+        pooling: Literal["mean", "sum"],
         progress: Callable[[int], None] = lambda _: None,
     ) -> SyncReport:
         """Brings the activations, and with `codes_table` the codes, level with the population.
@@ -198,9 +198,12 @@ class Encodings:
             self.store.ensure(codes_table, codes_schema(codes_fingerprint))
         for table in filter(None, (self.table, codes_table)):
             self._remove_departed(table)
-        encode = None
+        encode: Callable[[torch.Tensor, np.ndarray], Codes] | None = None
         if sae is not None and codes_table is not None:
-            encode = _sae_encoder(sae, k, pooling)
+
+            def encode(states: torch.Tensor, offsets: np.ndarray) -> Codes:
+                return sae.encode(states, offsets, k, pooling)
+
         have_views, have_tokens = self._stored_views()
         have_codes = _contains(
             self.sample_ids, self.store.sample_ids(codes_table) if codes_table else None
@@ -415,16 +418,6 @@ class Encodings:
             )
             self.report.from_cache += len(counts)
             progress(len(counts))
-
-
-def _sae_encoder(
-    sae: SparseAutoencoder, k: int | None, pooling: str
-) -> Callable[[torch.Tensor, np.ndarray], Codes]:
-    def encode(states: torch.Tensor, offsets: np.ndarray) -> Codes:
-        # float32 whatever the model's dtype: bf16 sums over K latents would cost digits.
-        return sae.to(states.device).encode(states.float(), offsets, k=k, pooling=pooling)
-
-    return encode
 
 
 def _codes_rows(

@@ -31,9 +31,13 @@ _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 class Models(dg.ConfigurableResource): 
     """Models under `home`; `device` decides the automatic dtype."""
 
-    sources: dg.ResourceDependency[Sources]
     home: str
     device: str = "auto"
+
+    @property
+    def sources(self) -> Sources:
+        """Where files and wheels come from."""
+        return Sources(home=self.home)
 
     def identity(self, given: LanguageModel, where: str) -> Any:
         """What names the weights an entry asks for, without loading or downloading them."""
@@ -171,14 +175,13 @@ class Models(dg.ConfigurableResource):
         )
 
     def sae_folder(self, given: PretrainedSae, where: str) -> Path | None:
-        """The local folder of a pretrained SAE; None for a sae-lens release."""
-        if given.path is not None:
-            base = Path(given.path).expanduser()
-        elif given.repo is not None:
-            base = self._snapshot(given.repo, given.revision, ("*.safetensors", "*.json"))
-        else:
+        """The local folder of a pretrained SAE, its subfolder not entered yet; None for a
+        sae-lens release."""
+        if given.repo is not None:
+            return self._snapshot(given.repo, given.revision, ("*.safetensors", "*.json"))
+        if given.path is None:
             return None
-        folder = base / given.subfolder if given.subfolder else base
+        folder = Path(given.path).expanduser()
         if not folder.is_dir():
             raise RequestError(f"{where}: no folder at {folder}")
         return folder
@@ -194,11 +197,12 @@ class Models(dg.ConfigurableResource):
         return record
 
     def current_sae(self, name: str) -> tuple[SparseAutoencoder, str]:
-        """A model's current SAE and its digest."""
+        """A model's current SAE, on the device, and its digest."""
         from mona.sae import SparseAutoencoder
 
         digest = str(self.current_record(name)["digest"])
-        return SparseAutoencoder.load(Path(self.home) / "sae" / name / digest), digest
+        folder = Path(self.home) / "sae" / name / digest
+        return SparseAutoencoder.load(folder, resolve_device(self.device)), digest
 
     def publish_sae(self, name: str, sae: SparseAutoencoder, record: dict[str, Any]) -> str:
         """Saves an SAE with its record, makes it the model's current one, returns its digest.

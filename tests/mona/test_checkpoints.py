@@ -47,7 +47,8 @@ def test_digest_is_the_hash_of_names_and_file_hashes(folder: Path) -> None:
 def test_digest_moves_with_one_byte_of_what_decides_results(folder: Path, name: str) -> None:
     before = model_digest(folder)
     path = folder / name
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert model_digest(folder) != before
 
 
@@ -122,7 +123,7 @@ def test_prepare_refuses_what_is_no_gguf_file(tmp_path: Path) -> None:
 
 
 def _write_gguf(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """A two-block Llama (width 64, MLP 96, 2 heads) with a 256-byte vocabulary."""
+    """A two-block Llama (width 64, MLP 96, 2 heads) with a byte vocabulary."""
     import gguf
     from tokenizers import pre_tokenizers
 
@@ -136,9 +137,9 @@ def _write_gguf(path: Path, tensors: dict[str, np.ndarray]) -> None:
     writer.add_head_count_kv(2)
     writer.add_rope_dimension_count(32)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(256)
+    writer.add_vocab_size(257)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(letters)
+    writer.add_token_list([*letters, letters[0] + letters[1]])
     writer.add_token_merges([f"{letters[0]} {letters[1]}"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
@@ -156,7 +157,7 @@ def _write_gguf(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def _gguf_tensors() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    shapes = {"token_embd.weight": (256, 64), "output_norm.weight": (64,)}
+    shapes = {"token_embd.weight": (257, 64), "output_norm.weight": (64,)}
     for block in range(2):
         shapes |= {
             f"blk.{block}.attn_norm.weight": (64,),
@@ -232,5 +233,3 @@ def test_smollm2_is_a_complete_float32_folder(smollm2: Path) -> None:
     assert sum(tensor.numel() for tensor in tensors.values()) == 134_515_008
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert (smollm2 / "chat_template.jinja").is_file()
-
-

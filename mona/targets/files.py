@@ -1,0 +1,93 @@
+"""Strict reading of target files: whatever can't be read is a RequestError that names the
+file and the row. Targets are small and must be right, so nothing is set aside.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from mona.containers import BadRow, RawRow, read_rows
+from mona.errors import RequestError
+from mona.files import DataFile
+from mona.sample import Message
+from mona.targets.row import TargetRow
+
+
+def records(file: DataFile) -> Iterator[RawRow]:
+    """The rows of a JSONL, JSON or Parquet file, plain or compressed."""
+    for row in read_rows(file):
+        if isinstance(row, BadRow):
+            raise RequestError(f"{row.file} row {row.line}: {row.reason}")
+        yield row
+
+
+def whole_text(file: DataFile) -> str:
+    """The file as UTF-8 text."""
+    with file.open() as stream:
+        content = stream.read()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{file.name}: not UTF-8 (byte {error.start})") from None
+
+
+def json_document(file: DataFile) -> Any:
+    """The file as one JSON document."""
+    try:
+        return json.loads(whole_text(file))
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{file.name}: invalid JSON: {error}") from None
+
+
+def csv_records(file: DataFile) -> list[list[str]]:
+    """The records of a CSV file; blank lines are none."""
+    reader = csv.reader(io.StringIO(whole_text(file), newline=""), strict=True)
+    try:
+        return [record for record in reader if record]
+    except csv.Error as error:
+        raise RequestError(f"{file.name} line {reader.line_num}: invalid CSV: {error}") from None
+
+
+def stem(file: DataFile) -> str:
+    """The file's name without its suffix."""
+    return PurePosixPath(file.filename).stem
+
+
+def row_error(file: DataFile, row: int, reason: str) -> RequestError:
+    """The error for one row of a file."""
+    return RequestError(f"{file.name} row {row}: {reason}")
+
+
+def text(file: DataFile, row: int, data: Mapping[str, Any], field: str) -> str:
+    """The field's text, to the letter; RequestError where it is absent, blank or no text."""
+    value = data.get(field)
+    if value is None:
+        raise row_error(file, row, f"no field '{field}'")
+    if not isinstance(value, str):
+        raise row_error(file, row, f"field '{field}' is a {type(value).__name__}, not text")
+    if not value.strip():
+        raise row_error(file, row, f"field '{field}' is empty")
+    return value
+
+
+def answer_text(file: DataFile, row: int, data: Mapping[str, Any], field: str) -> str | None:
+    """The gold answer, None where the row has none (absent or null); blank is an error."""
+    return None if data.get(field) is None else text(file, row, data, field)
+
+
+def target_row(
+    file: DataFile, row: int, *, user: str, assistant: str | None, subtask: str, question: str
+) -> TargetRow:
+    """A row of one user turn and, unless it is None, one assistant turn."""
+    turns = [Message("user", user)]
+    if assistant is not None:
+        turns.append(Message("assistant", assistant))
+    return TargetRow(tuple(turns), subtask, file.name, row, question)
+
+
+FileReader = Callable[[DataFile], list[TargetRow]]

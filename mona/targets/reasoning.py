@@ -1,0 +1,95 @@
+"""Word problems and reasoning with free-text answers: GSM8K and BIG-Bench Hard."""
+
+from __future__ import annotations
+
+import re
+
+from mona.errors import RequestError
+from mona.files import DataFile
+from mona.targets.files import (
+    answer_text,
+    json_document,
+    records,
+    row_error,
+    stem,
+    target_row,
+    text,
+    whole_text,
+)
+from mona.targets.row import TargetRow
+
+_EXEMPLAR = re.compile(r"^Q:", re.MULTILINE)
+_ANSWER = re.compile(r"^A:", re.MULTILINE)
+
+
+def read_gsm8k(file: DataFile) -> list[TargetRow]:
+    """GSM8K (JSONL of `question`, `answer`).
+
+    The answer is the rationale as the file has it, `<<48/2=24>>` annotations and the final
+    `#### 72` included: MONA's examples are raw training rows.
+    """
+    rows = []
+    for raw in records(file):
+        question = text(file, raw.line, raw.data, "question")
+        answer = answer_text(file, raw.line, raw.data, "answer")
+        rows.append(
+            target_row(
+                file,
+                raw.line,
+                user=question,
+                assistant=answer,
+                subtask="gsm8k",
+                question=question,
+            )
+        )
+    return rows
+
+
+def read_bbh(file: DataFile) -> list[TargetRow]:
+    """BIG-Bench Hard: a task's JSON (`examples` of `input`, `target`), or its cot-prompts
+    .txt, whose exemplars carry a rationale. The subtask is the file's name."""
+    if file.filename.endswith(".txt"):
+        return _bbh_exemplars(file)
+    document = json_document(file)
+    examples = document.get("examples") if isinstance(document, dict) else None
+    if not isinstance(examples, list):
+        raise RequestError(f"{file.name}: no list 'examples'")
+    rows = []
+    for number, example in enumerate(examples, 1):
+        if not isinstance(example, dict):
+            raise row_error(file, number, "not an object")
+        question = text(file, number, example, "input")
+        rows.append(
+            target_row(
+                file,
+                number,
+                user=question,
+                assistant=answer_text(file, number, example, "target"),
+                subtask=stem(file),
+                question=question,
+            )
+        )
+    return rows
+
+
+def _bbh_exemplars(file: DataFile) -> list[TargetRow]:
+    """The `Q: ... A: ...` blocks behind the canary and the task's description, which belong
+    to no exemplar. The rationale keeps its "Let's think step by step."."""
+    _, *blocks = _EXEMPLAR.split(whole_text(file))
+    rows = []
+    for number, block in enumerate(blocks, 1):
+        parts = [part.strip() for part in _ANSWER.split(block)]
+        if len(parts) != 2 or not all(parts):
+            raise row_error(file, number, "an exemplar is one 'Q:' followed by one 'A:'")
+        question, answer = parts
+        rows.append(
+            target_row(
+                file,
+                number,
+                user=question,
+                assistant=answer,
+                subtask=stem(file),
+                question=question,
+            )
+        )
+    return rows

@@ -1,0 +1,321 @@
+"""The `mona` command: what to do is read from the arguments, done elsewhere, shown here.
+
+Exit codes: 0 done, 1 the work failed, 2 the request or configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mona.errors import MonaError, RequestError, WorkError
+from orchestration.config import CONFIG_VARIABLE, Config, load_config
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+_OUT = Console()
+_config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(),
+    help=f"the configuration file; default: ${CONFIG_VARIABLE}",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+
+
+def _choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name in ("recipe", "target", "model", "dataset"):
+        command = click.option(f"--{name}", f"{name}s", multiple=True, help="may be repeated")(
+            command
+        )
+    return command
+
+
+@click.group()
+def cli() -> None:
+    """Choose the training data that makes a language model good at your task."""
+
+
+@cli.command()
+@_config_option
+@_choice_options
+@click.option("--upto", default="selection", help="the last asset to make", show_default=True)
+@click.option("--dry-run", is_flag=True, help="print the plan and its costs, do nothing")
+@click.option("--retrain-sae", is_flag=True, help="train the SAEs anew even if they are fresh")
+@_json_option
+def run(
+    config_path: str | None,
+    datasets: tuple[str, ...],
+    models: tuple[str, ...],
+    targets: tuple[str, ...],
+    recipes: tuple[str, ...],
+    upto: str,
+    dry_run: bool,
+    retrain_sae: bool,
+    as_json: bool,
+) -> None:
+    """Bring the chosen part up to date, skipping what is fresh."""
+    config = load_config(config_path)
+    from orchestration.definitions import build_definitions, build_resources
+    from orchestration.home import open_instance
+    from orchestration.planner import Choice
+    from orchestration.run import bring_up_to_date, observe
+
+    choice = Choice(datasets, models, targets, recipes, upto).checked(config)
+    definitions, resources = build_definitions(config), build_resources(config)
+    with open_instance(config) as instance:
+        observe(config, instance, resources)
+        if dry_run:
+            from orchestration.estimate import estimate
+
+            _show_plan(estimate(config, definitions, instance, resources, choice), as_json)
+            return
+        done = bring_up_to_date(
+            config,
+            definitions,
+            instance,
+            choice,
+            retrain_sae=retrain_sae,
+            announce=lambda text: click.echo(f"making {text}", err=True),
+        )
+    if as_json:
+        click.echo(json.dumps({"made": done.made, "fresh": done.fresh}))
+    else:
+        click.echo(f"{len(done.made)} made, {len(done.fresh)} were fresh")
+
+
+def _show_plan(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(list(rows)))
+        return
+    _print_table(
+        rows, ["asset", "status", "why", "samples", "tokens", "disk", "time"], "nothing is planned"
+    )
+
+
+@cli.command()
+@_config_option
+@_choice_options
+@_json_option
+def status(
+    config_path: str | None,
+    datasets: tuple[str, ...],
+    models: tuple[str, ...],
+    targets: tuple[str, ...],
+    recipes: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Each partition: fresh, stale (and why), missing, or waiting for its upstream."""
+    config = load_config(config_path)
+    from orchestration.definitions import build_definitions, build_resources
+    from orchestration.home import open_instance
+    from orchestration.planner import Choice, Standing, label, states, steps
+    from orchestration.run import observe
+
+    choice = Choice(datasets, models, targets, recipes).checked(config)
+    definitions = build_definitions(config)
+    with open_instance(config) as instance:
+        observe(config, instance, build_resources(config))
+        standing = Standing(instance, definitions, config)
+        rows = [
+            {"asset": label(state.key, state.partition), "status": state.status, "why": state.why}
+            for state in states(standing, steps(config, choice))
+        ]
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        _print_table(rows, ["asset", "status", "why"], "nothing is configured")
+
+
+@cli.command()
+@_config_option
+def check(config_path: str | None) -> None:
+    """Validate the configuration, its names and its files, without work."""
+    config = load_config(config_path)
+    from assets.entries import entry_versions
+    from orchestration.definitions import build_definitions, build_resources
+
+    resources = build_resources(config)
+    entry_versions(
+        config.datasets, config.models, config.targets, resources["sources"], resources["shelf"]
+    )
+    build_definitions(config).resolve_asset_graph()
+    click.echo(
+        f"{config.path}: {len(config.datasets)} datasets, {len(config.models)} models, "
+        f"{len(config.targets)} targets, {len(config.recipes)} recipes"
+    )
+
+
+@cli.group()
+def select() -> None:
+    """Look at selections."""
+
+
+@select.command("show")
+@click.argument("selection")
+@_config_option
+@click.option("--dataset", help="where there is more than one")
+@click.option("--model", help="where there is more than one")
+@click.option("--limit", default=20, show_default=True, help="rows to show")
+@click.option(
+    "--sort", type=click.Choice(["rank", "source", "length"]), default="rank", show_default=True
+)
+@_json_option
+def show(
+    selection: str,
+    config_path: str | None,
+    dataset: str | None,
+    model: str | None,
+    limit: int,
+    sort: str,
+    as_json: bool,
+) -> None:
+    """The chosen rows of TARGET/RECIPE, with score, source and text."""
+    config = load_config(config_path)
+    rows = _chosen(config, selection, dataset, model)
+    rows.sort(key=lambda row: (row[sort], row["rank"]))
+    if as_json:
+        click.echo(json.dumps(rows[:limit], ensure_ascii=False))
+        return
+    shown = [
+        {
+            **{key: row[key] for key in ("rank", "source", "licence", "length", "sample_id")},
+            "score": f"{row['score']:.4f}",
+            "text": _one_line(row["messages"]),
+        }
+        for row in rows[:limit]
+    ]
+    columns = ["rank", "score", "source", "licence", "length", "text", "sample_id"]
+    _print_table(shown, columns, "nothing was chosen")
+
+
+@cli.command()
+@click.argument("selection")
+@_config_option
+@click.option("--dataset", help="where there is more than one")
+@click.option("--model", help="where there is more than one")
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["jsonl", "sharegpt", "alpaca", "llamafactory", "parquet"]),
+    required=True,
+)
+@click.option("--out", type=click.Path(), required=True, help="the file or folder to write")
+@click.option("--force", is_flag=True, help="replace what is there")
+def export(
+    selection: str,
+    config_path: str | None,
+    dataset: str | None,
+    model: str | None,
+    fmt: str,
+    out: str,
+    force: bool,
+) -> None:
+    """Write the subset of TARGET/RECIPE for another trainer."""
+    from mona.export import export as write
+
+    config = load_config(config_path)
+    rows = _chosen(config, selection, dataset, model)
+    for path in write(rows, fmt, Path(out).expanduser(), force=force):
+        click.echo(path)
+
+
+@cli.command()
+@_config_option
+@click.option("--port", default=3000, show_default=True)
+def ui(config_path: str | None, port: int) -> None:
+    """Dagster's UI with its daemon on 127.0.0.1, over the store's history."""
+    config = load_config(config_path)
+    from orchestration.home import dagster_home
+
+    os.environ["DAGSTER_HOME"] = dagster_home(config)
+    os.environ[CONFIG_VARIABLE] = str(config.path)
+    root = Path(__file__).parent.parent
+    os.chdir(root)
+    command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml"]
+    click.echo(f"Dagster's UI: http://127.0.0.1:{port}")
+    os.execv(sys.executable, [*command, "-h", "127.0.0.1", "-p", str(port)])
+
+
+def _chosen(
+    config: Config, selection: str, dataset: str | None, model: str | None
+) -> list[dict[str, Any]]:
+    """The rows of a selection with their messages, best first."""
+    from assets.raw_pool import pool_table
+    from assets.selection import selection_table
+    from orchestration.definitions import build_resources
+
+    target, slash, recipe = selection.partition("/")
+    if not slash or target not in config.targets or recipe not in config.recipes:
+        raise RequestError(f"'{selection}' is no TARGET/RECIPE of {config.path}")
+    dataset = _only(dataset, config.datasets, "dataset")
+    model = _only(model, config.models, "model")
+    store = build_resources(config)["store"]
+    name = selection_table(target, recipe, dataset, model)
+    if not store.exists(name):
+        raise WorkError(f"{selection} of {dataset} with {model} was never made: mona run first")
+    rows: list[dict[str, Any]] = store.read(name).to_pylist()
+    texts = store.rows(pool_table(dataset), ["messages"], [row["sample_id"] for row in rows])
+    for row, messages in zip(rows, texts.column("messages").to_pylist(), strict=True):
+        row["messages"] = messages
+    return rows
+
+
+def _only(given: str | None, known: dict[str, Any], kind: str) -> str:
+    if given is None and len(known) == 1:
+        return next(iter(known))
+    if given not in known:
+        listed = ", ".join(known)
+        raise RequestError(
+            f"no {kind} is called '{given}'" if given else f"pass --{kind}: one of {listed}"
+        )
+    return str(given)
+
+
+def _one_line(messages: Sequence[dict[str, str]], width: int = 160) -> str:
+    text = " | ".join(" ".join(message["content"].split()) for message in messages)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], empty: str) -> None:
+    if not rows:
+        click.echo(empty)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(row.get(column, "")) for column in columns))
+    # Into a pipe, a table keeps its full width: cut cells can't be searched.
+    console = _OUT if sys.stdout.isatty() else Console(width=240)
+    console.print(table)
+
+
+def main() -> None:
+    """The console command: one line and an exit code for every expected failure."""
+    warnings.filterwarnings("ignore")
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the next run goes on from the last commit", err=True)
+        sys.exit(1)
+    except MonaError as error:
+        click.echo(f"mona: {error}", err=True)
+        sys.exit(2 if isinstance(error, RequestError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Dagster's persistent home inside the store, and what a killed process left in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+import psutil
+
+from orchestration.config import Config
+
+PROCESS_TAG = "mona/process"
+_SETTINGS = """\
+telemetry:
+  enabled: false
+concurrency:
+  pools:
+    default_limit: 1
+"""
+
+
+def dagster_home(config: Config) -> str:
+    """The folder for Dagster's history, made with telemetry off; the audit needs it to last."""
+    home = config.home / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / "dagster.yaml"
+    if not settings.exists():
+        settings.write_text(_SETTINGS, encoding="utf-8")
+    return str(home)
+
+
+@contextmanager
+def open_instance(config: Config) -> Iterator[dg.DagsterInstance]:
+    """The instance of the configuration's home."""
+    os.environ["DAGSTER_HOME"] = dagster_home(config)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def process_name() -> str:
+    """This process as `pid-started`: a reused pid does not name it."""
+    return f"{os.getpid()}-{psutil.Process().create_time():.0f}"
+
+
+def _alive(name: str) -> bool:
+    pid, _, started = name.partition("-")
+    if not psutil.pid_exists(int(pid)):
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" == started
+    except psutil.NoSuchProcess:
+        return False
+
+
+def bury_dead_runs(instance: dg.DagsterInstance) -> int:
+    """Fails runs whose process is gone and frees their pool slots; returns how many.
+
+    After a kill -9 Dagster keeps such a run as started and its slot as taken for ever.
+    """
+    active = dg.RunsFilter(
+        statuses=[
+            dg.DagsterRunStatus.NOT_STARTED,
+            dg.DagsterRunStatus.STARTING,
+            dg.DagsterRunStatus.STARTED,
+            dg.DagsterRunStatus.CANCELING,
+        ]
+    )
+    dead = [
+        run
+        for run in instance.get_runs(filters=active)
+        if PROCESS_TAG in run.tags and not _alive(run.tags[PROCESS_TAG])
+    ]
+    for run in dead:
+        instance.report_run_failed(run, message="its process was gone")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return len(dead)

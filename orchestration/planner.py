@@ -1,0 +1,208 @@
+"""What is fresh, stale or missing, partition by partition, and the order that mends it.
+
+Freshness is Dagster's own resolver, so this and the UI agree; on top of it a partition whose
+upstream is about to be made again is shown as waiting for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+
+from assets.keys import ACTIVATIONS, RAW_POOL, SAE, SAE_CODES, examples, prototype, selection
+from mona.errors import RequestError
+from orchestration.config import Config
+from orchestration.definitions import build_partitions
+
+UPTO = ("raw_pool", "sae", "activations", "sae_codes", "examples", "prototype", "selection")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The part of the graph a command is about; empty means all of it."""
+
+    datasets: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    upto: str = "selection"
+
+    def checked(self, config: Config) -> Choice:
+        """The choice with empty parts filled in. RequestError for a name that is not there."""
+        parts = {
+            "dataset": (self.datasets, config.datasets),
+            "model": (self.models, config.models),
+            "target": (self.targets, config.targets),
+            "recipe": (self.recipes, config.recipes),
+        }
+        for kind, (wanted, known) in parts.items():
+            for name in wanted:
+                if name not in known:
+                    raise RequestError(f"no {kind} is called '{name}' in {config.path}")
+        if self.upto not in UPTO:
+            raise RequestError(f"--upto {self.upto}: one of {', '.join(UPTO)}")
+        filled = {kind: tuple(wanted or known) for kind, (wanted, known) in parts.items()}
+        return Choice(
+            filled["dataset"], filled["model"], filled["target"], filled["recipe"], self.upto
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One Dagster run: asset keys made together for one partition."""
+
+    keys: tuple[dg.AssetKey, ...]
+    partition: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One asset partition as it stands: status is fresh, stale, missing, waiting or blocked."""
+
+    key: dg.AssetKey
+    partition: str | None
+    status: str
+    why: str = ""
+
+
+def steps(config: Config, choice: Choice) -> list[Step]:
+    """The chosen part in an order in which every step finds its inputs made."""
+    chosen = choice.checked(config)
+    depth = UPTO.index(chosen.upto)
+    # An SAE reads the pools it trains on, which have no edge to it in Dagster.
+    read = dict.fromkeys(
+        [
+            *chosen.datasets,
+            *(d for model in chosen.models for d in config.models[model].sae.sample_datasets),
+        ]
+    )
+    planned = [Step((RAW_POOL,), dataset) for dataset in read]
+    if depth >= 1 and chosen.upto != "examples":
+        planned += [Step((SAE,), model) for model in chosen.models]
+    multi = [
+        dg.MultiPartitionKey({"dataset": dataset, "model": model})
+        for model in chosen.models
+        for dataset in chosen.datasets
+    ]
+    if chosen.upto in ("activations", "sae_codes", "selection"):
+        keys = (ACTIVATIONS,) if chosen.upto == "activations" else (ACTIVATIONS, SAE_CODES)
+        planned += [Step(keys, key) for key in multi]
+    if depth >= UPTO.index("examples"):
+        planned += [Step((examples(target),), None) for target in chosen.targets]
+    if depth >= UPTO.index("prototype"):
+        planned += [
+            Step((prototype(target),), model)
+            for model in chosen.models
+            for target in chosen.targets
+        ]
+    if chosen.upto == "selection":
+        keys = tuple(selection(t, r) for t in chosen.targets for r in chosen.recipes)
+        planned += [Step(keys, key) for key in multi]
+    return planned
+
+
+@dataclass
+class Standing:
+    """Freshness of asset partitions, read once from an instance."""
+
+    instance: dg.DagsterInstance
+    definitions: dg.Definitions
+    config: Config
+    _states: dict[tuple[dg.AssetKey, str | None], State] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._graph = self.definitions.resolve_asset_graph()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was read: after a run it is out of date."""
+        self._states.clear()
+        self._resolver = CachingStaleStatusResolver(
+            self.instance, self._graph, LoadingContextForTest(self.instance)
+        )
+
+    def state(self, key: dg.AssetKey, partition: str | None) -> State:
+        """One partition's state, its upstream's included."""
+        if (key, partition) not in self._states:
+            self._states[key, partition] = self._read(key, partition)
+        return self._states[key, partition]
+
+    def _read(self, key: dg.AssetKey, partition: str | None) -> State:
+        status = self._resolver.get_status(key, partition)
+        if status == StaleStatus.MISSING:
+            return State(key, partition, "missing", "never made")
+        if status == StaleStatus.STALE:
+            causes = self._resolver.get_stale_causes(key, partition)
+            return State(key, partition, "stale", "; ".join(dict.fromkeys(map(_why, causes))))
+        for parent, parent_partition in self._parents(key, partition):
+            above = self.state(parent, parent_partition)
+            if above.status in ("stale", "missing", "waiting"):
+                shown = label(parent, parent_partition)
+                return State(key, partition, "waiting", f"upstream {shown} is {above.status}")
+        return State(key, partition, "fresh")
+
+    def _parents(
+        self, key: dg.AssetKey, partition: str | None
+    ) -> Iterator[tuple[dg.AssetKey, str | None]]:
+        for parent in sorted(self._graph.get(key).parent_keys):
+            node = self._graph.get(parent)
+            if node.is_external:
+                continue
+            if node.partitions_def is None:
+                yield parent, None
+            elif partition is None or node.partitions_def == self._graph.get(key).partitions_def:
+                yield parent, partition
+            else:
+                halves = dict(zip(("dataset", "model"), partition.split("|"), strict=True))
+                datasets = build_partitions(self.config).dataset
+                yield parent, halves["dataset" if node.partitions_def == datasets else "model"]
+
+    def failed_check(self, key: dg.AssetKey, partition: str | None) -> str | None:
+        """The first blocking check above this partition whose last result is a failure.
+
+        Separate runs don't inherit a blocking check, so the planner looks itself.
+        """
+        for parent, parent_partition in self._parents(key, partition):
+            for check in sorted(self._graph.asset_check_keys, key=str):
+                if check.asset_key != parent:
+                    continue
+                history = self.instance.event_log_storage.get_asset_check_execution_history(
+                    check, limit=1, partition_filter=_only(parent_partition)
+                )
+                if history and history[0].status == AssetCheckExecutionRecordStatus.FAILED:
+                    event = history[0].event
+                    evaluation = event.asset_check_evaluation if event else None
+                    if evaluation and evaluation.severity == dg.AssetCheckSeverity.ERROR:
+                        shown = label(parent, parent_partition)
+                        return f"{shown}: check {check.name} failed: {evaluation.description}"
+        return None
+
+
+def _only(partition: str | None) -> object | None:
+    if partition is None:
+        return None
+    from dagster._core.event_api import PartitionKeyFilter
+
+    return PartitionKeyFilter(key=partition)
+
+
+def _why(cause: object) -> str:
+    dependency = getattr(cause, "dependency", None)
+    if dependency is None:
+        return str(getattr(cause, "reason", cause))
+    return f"{label(dependency.asset_key, dependency.partition_key)} changed"
+
+
+def label(key: dg.AssetKey, partition: str | None) -> str:
+    """An asset partition as people write it."""
+    return key.to_user_string() + (f"[{partition}]" if partition is not None else "")
+
+
+def states(standing: Standing, planned: Iterable[Step]) -> list[State]:
+    """The state of every partition of a plan, in its order."""
+    return [standing.state(key, step.partition) for step in planned for key in step.keys]

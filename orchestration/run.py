@@ -1,0 +1,90 @@
+"""Bringing the chosen part of the graph up to date, in order, skipping what is fresh."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import dagster as dg
+
+from assets.keys import SAE
+from mona.errors import WorkError
+from orchestration.config import Config
+from orchestration.home import PROCESS_TAG, bury_dead_runs, process_name
+from orchestration.planner import Choice, Standing, Step, label, steps
+from orchestration.sensors import changed_entries
+
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(slots=True)
+class Done:
+    """What a run made and what it found fresh, as labels in order."""
+
+    made: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+
+
+def observe(config: Config, instance: dg.DagsterInstance, resources: dict[str, object]) -> int:
+    """Records the entries that changed since they were last looked at; returns how many."""
+    found = list(
+        changed_entries(config, instance, resources["sources"], resources["shelf"])  # type: ignore[arg-type]
+    )
+    for observation in found:
+        instance.report_runless_asset_event(observation)
+    return len(found)
+
+
+def bring_up_to_date(
+    config: Config,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    choice: Choice,
+    *,
+    retrain_sae: bool = False,
+    announce: Callable[[str], None] = lambda _: None,
+) -> Done:
+    """Materialises what is missing or stale of the choice, upstream first.
+
+    WorkError when a blocking check upstream failed, and the failing step's own error when a
+    step fails; what was made before stays, and the next call goes on from there.
+    """
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    bury_dead_runs(instance)
+    standing = Standing(instance, definitions, config)
+    job = definitions.get_implicit_global_asset_job_def()
+    done = Done()
+    for step in steps(config, choice):
+        force = retrain_sae and step.keys == (SAE,)
+        due = [
+            key
+            for key in step.keys
+            if force or standing.state(key, step.partition).status in ("missing", "stale")
+        ]
+        done.fresh += [label(key, step.partition) for key in step.keys if key not in due]
+        if not due:
+            continue
+        for key in due:
+            failed = standing.failed_check(key, step.partition)
+            if failed is not None:
+                raise WorkError(f"{label(key, step.partition)} is blocked: {failed}")
+        announce(", ".join(label(key, step.partition) for key in due))
+        _execute(job, instance, step, due)
+        done.made += [label(key, step.partition) for key in due]
+        standing.forget()
+    return done
+
+
+def _execute(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, step: Step, due: list[dg.AssetKey]
+) -> None:
+    # In process, so that a loaded model serves every step and the bars reach the terminal.
+    job.execute_in_process(
+        instance=instance,
+        asset_selection=due,
+        partition_key=step.partition,
+        run_config=_QUIET,
+        tags={PROCESS_TAG: process_name()},
+        raise_on_error=True,
+    )

@@ -1,0 +1,393 @@
+"""Rows out of every container, whole and broken."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import json
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mona.containers import BadRow, EmptyFileError, RawRow, read_rows
+from mona.errors import RequestError
+from mona.files import DataFile
+
+BROKEN_ARRAY = Path(__file__).resolve().parents[3] / "shared/data/broken/invalid_shard.json"
+ROWS = [
+    {"instruction": "Name a river.", "output": "The Aare,\nfrom its glacier."},
+    {"instruction": "Zähle bis drei: \u2028", "output": "eins, zwei, drei"},
+    {"instruction": 'Quote "this"\tword', "output": "\\n is two characters"},
+]
+
+
+def read(path: Path) -> list[RawRow | BadRow]:
+    return list(read_rows(DataFile(path)))
+
+
+def written(folder: Path, name: str, content: bytes | str) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def json_lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def csv_text(rows: list[dict[str, str]]) -> str:
+    return pl.DataFrame(rows).write_csv(quote_style="always")
+
+
+def parquet_bytes(rows: list[dict[str, Any]]) -> bytes:
+    buffer = io.BytesIO()
+    pl.DataFrame(rows).write_parquet(buffer)
+    return buffer.getvalue()
+
+
+TSV_ROWS = [{"question": "a", "answer": '"b" said c'}, {"question": "", "answer": '"'}]
+CONTAINERS: dict[str, tuple[list[dict[str, str]], bytes]] = {
+    "rows.jsonl": (ROWS, json_lines(ROWS).encode()),
+    "rows.ndjson": (ROWS, ("\n" + json_lines(ROWS)).encode()),
+    "pretty.json": (ROWS, json.dumps(ROWS, indent=4).encode()),
+    "compact.json": (ROWS, json.dumps(ROWS, separators=(",", ":")).encode()),
+    "lines.json": (ROWS, json_lines(ROWS).encode()),
+    "single.json": (ROWS[:1], json.dumps(ROWS[0], indent=1).encode()),
+    "wrapped.json": (ROWS, json.dumps({"version": 1, "data": ROWS}).encode()),
+    "rows.parquet": (ROWS, parquet_bytes(ROWS)),
+    "rows.csv": (ROWS, csv_text(ROWS).encode()),
+    "rows.tsv": (TSV_ROWS, b'question\tanswer\na\t"b" said c\r\n\t"\n'),
+    "RAW.TSV": ([{"0": "why", "1": "so"}], b"why\tso\n"),
+    "bom.jsonl": (ROWS, b"\xef\xbb\xbf" + json_lines(ROWS).encode()),
+    "bom.json": (ROWS, b"\xef\xbb\xbf" + json.dumps(ROWS).encode()),
+    "bom.csv": (ROWS, b"\xef\xbb\xbf" + csv_text(ROWS).encode()),
+}
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_gives_its_rows(tmp_path: Path, name: str, suffix: str) -> None:
+    rows, content = CONTAINERS[name]
+    path = written(tmp_path, name + suffix, COMPRESS[suffix](content))
+    found = read(path)
+    assert [row.data for row in found if isinstance(row, RawRow)] == rows
+    assert len(found) == len(rows)
+    assert {row.file for row in found} == {path.name}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_member_of_an_archive_reads_like_a_file(tmp_path: Path, name: str) -> None:
+    rows, content = CONTAINERS[name]
+    archive = tmp_path / "made_up-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(f"data/one/{name}", content)
+    file = DataFile(archive, f"data/one/{name}")
+    found = list(read_rows(file))
+    assert [row.data for row in found if isinstance(row, RawRow)] == rows
+    assert found[0].file == f"{archive.name}!data/one/{name}"
+
+
+def test_lines_are_where_rows_start(tmp_path: Path) -> None:
+    lines = written(tmp_path, "a.jsonl", '\n{"a": 1}\n\n \n{"a": 2}')
+    assert [row.line for row in read(lines)] == [2, 5]
+    array = written(tmp_path, "a.json", '[\n{"a":\n 1},\n\n{"a": 2}, {"a": 3}\n]\n')
+    assert [row.line for row in read(array)] == [2, 5, 5]
+    table = written(tmp_path, "a.csv", 'input,output\n"x\ny",1\nz,2\n')
+    assert [row.line for row in read(table)] == [2, 4]
+    plain = written(tmp_path, "a.tsv", "x\ty\n\nz\tw\n")
+    assert [row.line for row in read(plain)] == [1, 3]
+    columns = written(tmp_path, "a.parquet", parquet_bytes([{"a": n} for n in range(600)]))
+    assert [row.line for row in read(columns)] == list(range(1, 601))
+
+
+def test_instances_of_a_task_file_carry_its_definition(tmp_path: Path) -> None:
+    task = {
+        "Contributors": ["nobody"],
+        "Definition": ["Reverse the word."],
+        "Positive Examples": [{"input": "abc", "output": "cba"}],
+        "Instances": [{"id": "t-0", "input": "pit", "output": ["tip"]}],
+    }
+    (row,) = read(written(tmp_path, "task0.json", json.dumps(task, indent=4)))
+    assert isinstance(row, RawRow)
+    assert row.line == 1
+    assert row.data == {
+        "Definition": ["Reverse the word."],
+        "id": "t-0",
+        "input": "pit",
+        "output": ["tip"],
+    }
+
+
+# --- faults -------------------------------------------------------------------------------
+
+
+def faults(path: Path) -> tuple[list[Any], list[tuple[int, str]]]:
+    found = read(path)
+    return (
+        [row.data for row in found if isinstance(row, RawRow)],
+        [(row.line, row.reason) for row in found if isinstance(row, BadRow)],
+    )
+
+
+def test_each_bad_line_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    content = b"\n".join(
+        [
+            b'{"a": 1}',
+            b'{"a": 2',
+            b"[1, 2]",
+            b'{"a": "caf\xe9"}',
+            b'{"a": 3}',
+            b'{"a": ' + b"[" * 100_000,
+            b'{"a": ' + b"9" * 5_000 + b"}",
+            b'{"a": 4} {"a": 5}',
+            b'{"a": 6}',
+        ]
+    )
+    good, bad = faults(written(tmp_path, "a.jsonl", content))
+    assert good == [{"a": 1}, {"a": 3}, {"a": 6}]
+    assert [line for line, _ in bad] == [2, 3, 4, 6, 7, 8]
+    reasons = [reason for _, reason in bad]
+    assert reasons[0] == "invalid JSON: Expecting ',' delimiter (column 8)"
+    assert reasons[1] == "the row is a JSON list, not an object"
+    assert reasons[2] == "not UTF-8 (byte 0xE9)"
+    assert "recursion" in reasons[3]
+    assert "digits" in reasons[4]
+    assert reasons[5] == "invalid JSON: Extra data (column 10)"
+
+
+A, B, C = ('{"k": "%s", "nested": [{"m": 1}]}' % name for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "defects"),
+    [
+        (f"[{A},\n{B},\n]", "ab", [(3, "a comma before the closing bracket")]),
+        (f"[{A},\n,{B}]", "ab", [(2, "Expecting value")]),
+        (f"[{A}\n{B}]", "ab", [(2, "no comma between two elements")]),
+        (f"[{A},\n{B}", "ab", [(2, "the array is not closed")]),
+        (f"[{A},\n{B[:-3]}", "a", [(2, "Expecting ',' delimiter")]),
+        (f"[{A},\n{B}],\n{C}", "abc", [(2, "text behind the end of the array")]),
+        (f"[{A},\noops,\n{C}]", "ac", [(2, "Expecting value")]),
+        (f"[{A}\noops\n,{C}]", "ac", [(2, "expecting ',' or ']'")]),
+        (
+            f'[{A},\n{{"k": "b", "nested": [{{"m": 1}}, {{"m" 2}}]}},\n{C}]',
+            "ac",
+            [(2, "Expecting ':'")],
+        ),
+        (f'[{A},\n{{"k": "b,\n "nested": []}},\n{C}]', "ac", [(2, "Invalid control character")]),
+        (f'[{A},\n{{"k": "b, "nested": []}},\n{C}]', "ac", [(2, "Expecting ',' delimiter")]),
+        (f'[{{"k" "a"}},\n{B},{C}]', "bc", [(1, "Expecting ':' delimiter")]),
+        (f"[{A},\n[1],\n{C}]", "ac", [(2, "the row is a JSON list, not an object")]),
+        (f'[{A},\n{{"k": {"[" * 100_000}}},\n{C}]', "ac", [(2, "recursion")]),
+    ],
+)
+def test_a_fault_in_an_array_costs_the_objects_it_touches(
+    tmp_path: Path, text: str, kept: str, defects: list[tuple[int, str]]
+) -> None:
+    good, bad = faults(written(tmp_path, "a.json", text))
+    assert "".join(row["k"] for row in good) == kept
+    assert [line for line, _ in bad] == [line for line, _ in defects]
+    assert all(part in reason for (_, reason), (_, part) in zip(bad, defects, strict=True))
+
+
+def test_a_wrong_byte_in_an_array_costs_one_object(tmp_path: Path) -> None:
+    content = f"[\n{A},\n{B},\n{C}]".encode().replace(b'"b"', b'"\xfcb"')
+    good, bad = faults(written(tmp_path, "a.json", content))
+    assert [row["k"] for row in good] == ["a", "c"]
+    assert bad == [(3, "not UTF-8 (byte 0xFC)")]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_a_long_array_loses_only_the_damaged_row(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    # Rows around and above the size of a read, so that faults and reads fall anywhere.
+    sizes = data.draw(st.lists(st.sampled_from([2, 300_000, 1_500_000]), min_size=2, max_size=5))
+    hurt = data.draw(st.integers(0, len(sizes) - 1))
+    elements = [json.dumps({"n": n, "text": "x\n" * (size // 2)}) for n, size in enumerate(sizes)]
+    cut = data.draw(st.integers(1, len(elements[hurt]) - 1))
+    elements[hurt] = elements[hurt][:cut] + "\x00" + elements[hurt][cut:]
+    path = written(tmp_path_factory.mktemp("array"), "a.json", "[" + ",\n".join(elements) + "]")
+    good, bad = faults(path)
+    assert [row["n"] for row in good] == [n for n in range(len(sizes)) if n != hurt]
+    assert [line for line, _ in bad] == [hurt + 1]
+
+
+@pytest.mark.skipif(not BROKEN_ARRAY.exists(), reason="needs ../shared/data")
+def test_a_shipped_array_with_a_local_fault_keeps_its_objects() -> None:
+    good, bad = faults(BROKEN_ARRAY)
+    # What a strict parser reads once the comma before the bracket is taken out.
+    repaired = BROKEN_ARRAY.read_text("utf-8").rstrip().removesuffix("]").rstrip().removesuffix(",")
+    assert good == json.loads(repaired + "]")
+    assert len(good) == 2801
+    assert bad == [(14007, "invalid JSON: a comma before the closing bracket")]
+
+
+def test_a_broken_object_file_is_one_defect_with_its_line(tmp_path: Path) -> None:
+    text = json.dumps({"data": ROWS}, indent=1).replace('"output": "eins', '"output" "eins')
+    _, bad = faults(written(tmp_path, "a.json", text))
+    assert bad == [(9, "invalid JSON: Expecting ':' delimiter")]
+    content = '{\n"data":\n ["é"]}'.encode("latin-1")
+    assert faults(written(tmp_path, "b.json", content)) == ([], [(3, "not UTF-8 (byte 0xE9)")])
+
+
+def test_rows_of_a_list_in_an_object_that_are_no_objects_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.json", '{"data": [{"a": 1}, 7]}')
+    assert faults(path) == ([{"a": 1}], [(2, "the row is a JSON int, not an object")])
+
+
+def test_faults_of_tables_are_named(tmp_path: Path) -> None:
+    content = b'input,output\na,b\nc\n"d"x,e\nf,\xff\ng,h,i\nj,k\n"l,m\n'
+    good, bad = faults(written(tmp_path, "a.csv", content))
+    assert good == [{"input": "a", "output": "b"}, {"input": "j", "output": "k"}]
+    assert [line for line, _ in bad] == [3, 4, 5, 6, 8]
+    assert [reason for _, reason in bad][:4] == [
+        "1 cells where 2 are expected",
+        "invalid CSV: ',' expected after '\"'",
+        "not UTF-8 (byte 0xFF)",
+        "3 cells where 2 are expected",
+    ]
+    assert "unexpected end of data" in bad[4][1]
+
+
+def test_a_first_line_of_plain_cells_is_a_row(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "What is an input?,output of a process\nHow,so\n")
+    assert [row.data for row in read(path) if isinstance(row, RawRow)] == [
+        {"0": "What is an input?", "1": "output of a process"},
+        {"0": "How", "1": "so"},
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_truncated_stream_ends_in_one_defect(tmp_path: Path, name: str, suffix: str) -> None:
+    rows = [{"input": f"question {n * 7919 % 10007}", "output": str(n)} for n in range(30_000)]
+    content = {"a.jsonl": json_lines(rows), "a.json": json.dumps(rows), "a.csv": csv_text(rows)}
+    whole = COMPRESS[suffix](content[name].encode())
+    for share in (0.5, 0.999):
+        path = written(tmp_path, name + suffix, whole[: int(len(whole) * share)])
+        good, bad = faults(path)
+        assert good == rows[: len(good)]
+        assert len(good) < len(rows)
+        assert len(bad) == 1
+        assert "Truncated compressed stream" in bad[0][1]
+
+
+def test_a_flipped_byte_in_a_compressed_file_is_noticed(tmp_path: Path) -> None:
+    whole = bytearray(gzip.compress(json_lines(ROWS * 50).encode()))
+    whole[len(whole) // 2] ^= 0x10
+    _, bad = faults(written(tmp_path, "a.jsonl.gz", bytes(whole)))
+    assert any("gzip:" in reason and reason.endswith("the rest is lost") for _, reason in bad)
+
+
+def test_broken_parquet_is_a_defect(tmp_path: Path) -> None:
+    whole = parquet_bytes(ROWS)
+    for content in (b"PAR1 but not really", whole[: len(whole) // 2]):
+        good, bad = faults(written(tmp_path, "a.parquet", content))
+        assert good == []
+        assert bad[0][0] == 1
+        assert bad[0][1].startswith("invalid Parquet: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b""),
+        ("a.jsonl", b" \n\n"),
+        ("a.json", b""),
+        ("a.json", b"[]"),
+        ("a.json", b"[ \n ] \n"),
+        ("a.json", b'{"data": []}'),
+        ("a.csv", b""),
+        ("a.csv", b"input,output\n"),
+        ("a.parquet", b""),
+        ("a.parquet", parquet_bytes([{"a": 1}][:0] or [])),
+        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", b""),
+    ],
+)
+def test_a_file_without_rows_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    with pytest.raises(EmptyFileError, match=f"{name}: empty file"):
+        read(written(tmp_path, name, content))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+def test_utf_16_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, name, '[{"a": 1}]\n'.encode("utf-16"))
+    with pytest.raises(RequestError, match=f"{name}: the text is UTF-16"):
+        read(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32", "latin-1"])
+@pytest.mark.parametrize("name", ["a.jsonl", "pretty.json", "a.csv", "a.tsv"])
+def test_other_encodings_end_in_defects(tmp_path: Path, name: str, encoding: str) -> None:
+    rows = [{"input": "é", "output": "è"}] * 3
+    text = {
+        "a.jsonl": json_lines(rows),
+        "pretty.json": json.dumps(rows, indent=1, ensure_ascii=False),
+        "a.csv": "é,è\n" * 3,
+        "a.tsv": "é\tè\n" * 3,
+    }[name]
+    try:
+        good, bad = faults(written(tmp_path, name, text.encode(encoding)))
+    except RequestError as error:
+        assert "UTF-16" in str(error)  # noqa: PT017
+    else:
+        assert bad
+        assert good == [] or encoding == "utf-16-le"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "jsonl", ".json", "a.json.bz2", "a.gz"])
+def test_an_unknown_suffix_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match=r"unknown suffix; known are \.jsonl, .*\.tsv"):
+        read_rows(DataFile(tmp_path / name))
+
+
+# --- size ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet"])
+def test_a_row_of_ten_megabytes_is_a_row(tmp_path: Path, name: str) -> None:
+    row = {"input": "long " * 2_000_000, "output": "x"}
+    content: dict[str, bytes] = {
+        "a.jsonl": json_lines([row]).encode(),
+        "a.json": json.dumps([row]).encode(),
+        "a.csv": csv_text([row]).encode(),
+        "a.tsv": f"input\toutput\n{row['input']}\tx\n".encode(),
+        "a.parquet": parquet_bytes([row]),
+    }
+    (found,) = read(written(tmp_path, name, content[name]))
+    assert isinstance(found, RawRow)
+    assert found.data == row
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
+    row = {"input": "w" * 1000, "output": "x"}
+    separator = ",\n" if name == "a.json" else "\n"
+    line = f"{row['input']}\t{row['output']}" if name == "a.tsv" else json.dumps(row)
+    line = f"{row['input']},{row['output']}" if name == "a.csv" else line
+    opening, end = ("[", "]") if name == "a.json" else ("", "\n")
+    path = tmp_path / name
+    with path.open("w") as stream:
+        stream.write(opening)
+        for piece in itertools.repeat(line + separator, 29_999):
+            stream.write(piece)
+        stream.write(line + end)
+    assert path.stat().st_size > 30_000_000
+    tracemalloc.start()
+    count = sum(isinstance(found, RawRow) for found in read_rows(DataFile(path)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 30_000
+    assert peak < 10_000_000

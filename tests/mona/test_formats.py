@@ -1,0 +1,536 @@
+"""Rows of every format as conversations, and the rows that are none."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mona.containers import EmptyFileError, RawRow, read_rows
+from mona.files import DataFile
+from mona.formats import FormatError, detect, to_messages
+from mona.sample import ROLES
+from mona.spec import PoolFormat
+
+POOLS = Path(__file__).resolve().parents[3] / "shared/data/pools"
+
+
+def turns(row: dict[str, Any], format: str = "auto", preference: str = "refuse") -> list[str]:
+    """The one conversation of a row as "role: content" lines."""
+    (messages,) = to_messages(row, format, preference)
+    return [f"{message.role}: {message.content}" for message in messages]
+
+
+def tree(text: str, role: str = "prompter", **fields: Any) -> dict[str, Any]:
+    return {"text": text, "role": role, "deleted": False, "replies": [], **fields}
+
+
+CASES: list[tuple[str, dict[str, Any], list[str]]] = [
+    (
+        "alpaca",
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        ["user: Add.\n\n1 2", "assistant: 3"],
+    ),
+    (
+        "alpaca",
+        {"instruction": "Wave. ", "input": "", "response": " o/\n"},
+        ["user: Wave. ", "assistant:  o/\n"],
+    ),
+    (
+        "alpaca",
+        {"instruction": "", "input": "Hum.", "output": "Hm", "category": "x"},
+        ["user: Hum.", "assistant: Hm"],
+    ),
+    (
+        "alpaca",
+        {
+            "system": "Be kind.",
+            "history": [["Hi", "Hello"], ["Well?", "Yes"]],
+            "instruction": "Bye",
+            "input": None,
+            "output": "See you",
+        },
+        [
+            "system: Be kind.",
+            "user: Hi",
+            "assistant: Hello",
+            "user: Well?",
+            "assistant: Yes",
+            "user: Bye",
+            "assistant: See you",
+        ],
+    ),
+    (
+        "dolly",
+        {"instruction": "Who?", "context": "Ann came.", "response": "Ann", "category": "qa"},
+        ["user: Who?\n\nAnn came.", "assistant: Ann"],
+    ),
+    (
+        "dolly",
+        {"instruction": "Who?", "context": "", "response": "Nobody"},
+        ["user: Who?", "assistant: Nobody"],
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                {"from": "system", "value": "You may cook."},
+                {"from": "human", "value": "Soup?"},
+                {"from": "function_call", "value": '{"name": "find"}'},
+                {"from": "observation", "value": '["leek"]'},
+                {"from": "gpt", "value": "Leek soup."},
+            ],
+            "tools": '[{"name": "find"}]',
+        },
+        [
+            'system: You may cook.\n\n[{"name": "find"}]',
+            "user: Soup?",
+            'assistant: {"name": "find"}',
+            'tool: ["leek"]',
+            "assistant: Leek soup.",
+        ],
+    ),
+    (
+        "sharegpt",
+        {
+            "system": "Short.",
+            "tools": "[]",
+            "messages": [{"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Ho"}],
+        },
+        ["system: Short.", "user: Hi", "assistant: Ho"],
+    ),
+    (
+        "openai",
+        {
+            "messages": [
+                {"role": "developer", "content": ""},
+                {"role": "user", "content": [{"type": "text", "text": "Look"}, "up"]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "reasoning", "value": "Sky?"},
+                        {"type": "tool_call", "value": '{"name": "see"}'},
+                    ],
+                },
+                {"role": "tool", "content": "blue"},
+                {"role": "assistant", "content": [{"type": "text", "value": "Blue."}]},
+            ],
+            "instruction": "not read",
+        },
+        [
+            "user: Look\n\nup",
+            'assistant: Sky?\n\n{"name": "see"}',
+            "tool: blue",
+            "assistant: Blue.",
+        ],
+    ),
+    (
+        "openai",
+        {
+            "conversations": [
+                {"role": "user", "content": "Time?"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"function": {"name": "uhr", "arguments": "{}"}}],
+                },
+                {"role": "function", "content": "12"},
+                {"role": "assistant", "content": "Noon."},
+            ]
+        },
+        [
+            "user: Time?",
+            'assistant: {"function": {"name": "uhr", "arguments": "{}"}}',
+            "tool: 12",
+            "assistant: Noon.",
+        ],
+    ),
+    (
+        "prompt_completion",
+        {"prompt": "1+1=\n", "completion": "2<|endoftext|>"},
+        ["user: 1+1=\n", "assistant: 2<|endoftext|>"],
+    ),
+    ("prompt_completion", {"inputs": "a", "targets": "b"}, ["user: a", "assistant: b"]),
+    ("prompt_completion", {"question": "a", "answer": "b"}, ["user: a", "assistant: b"]),
+    (
+        "prompt_completion",
+        {"input": "### Human: Hi there ### Assistant:", "output": "Hello", "prompt": "no"},
+        ["user: Hi there", "assistant: Hello"],
+    ),
+    (
+        "prompt_completion",
+        {"input": "### Human: a\nb ### Assistant: c ### Human: d ### Assistant:", "output": "e"},
+        ["user: a\nb", "assistant: c", "user: d", "assistant: e"],
+    ),
+    (
+        "prompt_completion",
+        {"input": "What does ### Human: mean?", "output": "A marker."},
+        ["user: What does ### Human: mean?", "assistant: A marker."],
+    ),
+    (
+        "flan_cot",
+        {"0": "Ist 7 prime?\\nOptions:\\n- yes\\n- no\\n", "1": "yes", "2": "Two\\nhalves."},
+        [
+            "user: Ist 7 prime?\nOptions:\n- yes\n- no",
+            "assistant: Two\nhalves.\nThe answer is yes.",
+        ],
+    ),
+    (
+        "flan_cot",
+        {"question": "q\\n", "answer": "4", "rationale": "2+2"},
+        ["user: q\\n", "assistant: 2+2\nThe answer is 4."],
+    ),
+    (
+        "super_natural_instructions",
+        {"Definition": ["Reverse.", "other"], "input": "ab", "output": ["ba", "BA"], "id": "1"},
+        ["user: Reverse.\n\nab", "assistant: ba"],
+    ),
+    (
+        "super_natural_instructions",
+        {"definition": "Reverse.", "inputs": "ab", "targets": "ba"},
+        ["user: Reverse.\n\nab", "assistant: ba"],
+    ),
+    (
+        "oasst",
+        {
+            "message_tree_id": "t",
+            "prompt": tree(
+                "Why?",
+                replies=[
+                    tree("unranked", "assistant", rank=None),
+                    tree("worse", "assistant", rank=1),
+                    tree("gone", "assistant", rank=0, deleted=True),
+                    tree(
+                        "best",
+                        "assistant",
+                        rank=0.5,
+                        replies=[
+                            tree("first", replies=[tree("end", "assistant")]),
+                            tree("second"),
+                        ],
+                    ),
+                ],
+            ),
+        },
+        ["user: Why?", "assistant: best", "user: first", "assistant: end"],
+    ),
+    (
+        "oasst",
+        {"prompt": tree("Why?", replies=[tree("So", "assistant", replies=[tree("And?")])])},
+        ["user: Why?", "assistant: So"],
+    ),
+    ("evals", {"input": "2+2", "ideal": "4"}, ["user: 2+2", "assistant: 4"]),
+    (
+        "evals",
+        {
+            "input": [
+                {"role": "system", "content": "Add."},
+                {"role": "system", "name": "example_user", "content": "1+1"},
+                {"role": "system", "name": "example_assistant", "content": "2"},
+                {"role": "user", "content": "2+2"},
+            ],
+            "ideal": ["4", "four"],
+        },
+        ["system: Add.", "user: 1+1", "assistant: 2", "user: 2+2", "assistant: 4"],
+    ),
+    (
+        "evals",
+        {
+            "input": [
+                {"role": "system", "content": "Add."},
+                {"role": "system", "content": "2+2"},
+            ],
+            "ideal": "4",
+        },
+        ["system: Add.", "user: 2+2", "assistant: 4"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("format", "row", "expected"), CASES)
+def test_a_row_is_detected_and_read(format: str, row: dict[str, Any], expected: list[str]) -> None:
+    assert detect(row) == format
+    assert turns(row) == expected
+    assert turns(row, format) == expected
+
+
+def test_every_format_of_the_configuration_is_read() -> None:
+    assert {format for format, _, _ in CASES} == set(get_args(PoolFormat)) - {"auto"}
+
+
+def test_null_fields_count_as_absent() -> None:
+    # The rows of one table carry the columns of all its formats.
+    row = dict.fromkeys(
+        ("messages", "prompt", "ideal", "definition", "chosen", "rejected", "label")
+    )
+    assert turns({**row, "instruction": "a", "output": "b"}) == ["user: a", "assistant: b"]
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({}, "no known format has the fields"),
+    ({"text": "a", "label": 1}, "no known format has the fields"),
+    ({"instruction": "Do it"}, "no answer"),
+    ({"instruction": "Do it", "output": " \n"}, "an empty assistant turn"),
+    ({"instruction": "", "input": " ", "output": "x"}, "an empty user turn"),
+    ({"instruction": "a", "output": 3}, "field 'output' is a int, not text"),
+    ({"instruction": "a", "output": "b", "history": ["xy"]}, "not a list of pairs"),
+    ({"instruction": "a", "output": "b", "history": {"x": "y"}}, "not a list"),
+    ({"instruction": "a\ud800", "output": "b"}, "half a surrogate pair in a user turn"),
+    ({"messages": []}, "no user turn"),
+    ({"messages": ["hi"]}, "a turn is a str"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "no assistant turn"),
+    ({"messages": [{"role": "critic", "content": "a"}]}, "unknown role 'critic'"),
+    ({"messages": [{"role": ["user"], "content": "a"}]}, "unknown role"),
+    ({"messages": [{"role": "user", "content": ""}]}, "an empty user turn"),
+    ({"messages": [{"role": "user", "content": None}]}, "an empty user turn"),
+    ({"messages": [{"role": "user", "content": 5}]}, "a message part is of type 'int'"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "a message part is of type 'image_url', not text",
+    ),
+    ({"question": "a", "answer": "b", "rationale": ""}, "field 'rationale' is empty"),
+    ({"0": "a", "1": "", "2": "c"}, "field 'answer' is empty"),
+    ({"Definition": ["a"], "input": "b"}, "no field 'output'"),
+    ({"Definition": [], "input": "b", "output": "c"}, "'Definition' is an empty list"),
+    ({"input": "a", "ideal": []}, "'ideal' is an empty list"),
+    ({"input": "a", "ideal": [["b"]]}, "'ideal' is a list, not text"),
+    ({"input": {"word": "a"}, "ideal": "b"}, "'input' is a dict, not text"),
+    ({"prompt": tree("a")}, "the tree has no answer"),
+    ({"prompt": tree("a", deleted=True)}, "the prompt is deleted"),
+    ({"prompt": tree("a", replies=[tree("b", "assistant", deleted=True)])}, "no answer"),
+    ({"prompt": tree("a", replies=["b"])}, "a reply is a str"),
+    ({"prompt": tree("a", role="narrator")}, "unknown role 'narrator'"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), REFUSED)
+def test_a_row_without_a_conversation_is_refused_with_a_reason(
+    row: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(FormatError, match=reason):
+        to_messages(row, "auto", "refuse")
+
+
+@pytest.mark.parametrize("format", sorted(set(get_args(PoolFormat)) - {"auto"}))
+def test_a_row_that_is_not_of_the_configured_format_is_refused(format: str) -> None:
+    with pytest.raises(FormatError):
+        to_messages({"body": "a", "reply": "b"}, format, "refuse")
+
+
+# --- preferences --------------------------------------------------------------------------
+
+HUMAN = {"from": "human", "value": "Sing"}
+PREFERENCES: list[tuple[dict[str, Any], list[str]]] = [
+    (
+        {
+            "conversations": [{"from": "system", "value": "Hum."}, HUMAN],
+            "chosen": {"from": "gpt", "value": "La"},
+            "rejected": {"from": "gpt", "value": "No"},
+        },
+        ["system: Hum.", "user: Sing", "assistant: La"],
+    ),
+    (
+        {"conversations": [HUMAN], "chosen": "La", "rejected": "No"},
+        ["user: Sing", "assistant: La"],
+    ),
+    (
+        {"instruction": "Sing", "input": "low", "chosen": "La", "rejected": "No"},
+        ["user: Sing\n\nlow", "assistant: La"],
+    ),
+    ({"prompt": "Sing", "chosen": "La", "rejected": "No"}, ["user: Sing", "assistant: La"]),
+    (
+        {
+            "prompt": "Sing",
+            "chosen": [{"role": "assistant", "content": "La"}],
+            "rejected": [{"role": "assistant", "content": "No"}],
+        },
+        ["user: Sing", "assistant: La"],
+    ),
+    (
+        {
+            "prompt": "Sing",
+            "chosen": [
+                {"role": "user", "content": "Sing"},
+                {"role": "assistant", "content": "La"},
+            ],
+            "rejected": [],
+        },
+        ["user: Sing", "assistant: La"],
+    ),
+    (
+        {"conversations": [HUMAN, {"from": "gpt", "value": "La"}], "label": True},
+        ["user: Sing", "assistant: La"],
+    ),
+    (
+        {"prompt": "Sing", "completion": "La", "label": True},
+        ["user: Sing", "assistant: La"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "expected"), PREFERENCES)
+def test_preference_rows_are_refused_unless_the_chosen_answer_is_asked_for(
+    row: dict[str, Any], expected: list[str]
+) -> None:
+    with pytest.raises(FormatError, match="preference: chosen"):
+        to_messages(row, "auto", "refuse")
+    assert turns(row, preference="chosen") == expected
+
+
+def test_a_row_labelled_false_gives_nothing() -> None:
+    row = {"messages": [{"role": "user", "content": "a"}], "label": False}
+    assert to_messages(row, "auto", "chosen") == []
+
+
+def test_a_label_that_is_a_class_is_no_preference() -> None:
+    assert turns({"prompt": "a", "completion": "b", "label": 1}) == ["user: a", "assistant: b"]
+
+
+# --- anything -----------------------------------------------------------------------------
+
+FIELDS = st.sampled_from(
+    "instruction input output response context prompt completion question answer rationale system "
+    "history messages conversations from value role content type text tool_calls tools replies "
+    "rank deleted ideal Definition inputs targets chosen rejected label name 0 1 2".split()
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["user", "assistant", "human", "gpt", "system", "tool", "text"])
+    | st.text(st.characters(), max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=5),
+    max_leaves=25,
+)
+
+
+@given(
+    st.dictionaries(FIELDS | st.text(st.characters(), max_size=3), VALUES, max_size=6),
+    st.sampled_from(get_args(PoolFormat)),
+    st.sampled_from(["refuse", "chosen"]),
+)
+def test_any_row_is_a_conversation_or_a_clear_refusal(
+    row: dict[str, Any], format: str, preference: str
+) -> None:
+    try:
+        found = to_messages(row, format, preference)
+    except FormatError as error:
+        reason = str(error)
+        assert reason
+        assert len(reason) < 400
+        reason.encode()
+        return
+    for messages in found:
+        roles = [message.role for message in messages]
+        assert {"user", "assistant"} <= set(roles) <= set(ROLES)
+        for message in messages:
+            assert message.content.strip()
+            message.content.encode()
+
+
+# --- real collections ---------------------------------------------------------------------
+
+# Rows that can be used, by detected format, and rows that can't: counted apart from this code.
+REAL: dict[str, tuple[str, int, int]] = {
+    "alpaca/alpaca_data.json": ("alpaca", 51974, 28),
+    "alpaca_zh/zh-data-part-00.json": ("alpaca", 10015, 6),
+    "code/code_alpaca_2k.json": ("alpaca", 2015, 2),
+    "code/code_example.json": ("alpaca", 8783, 0),
+    "dolly/dolly_3k.json": ("alpaca", 2996, 0),
+    "dolly/dolly_unused_5k.jsonl": ("alpaca", 5010, 0),
+    "dolly/knowtuning/dolly_test.json": ("alpaca", 200, 0),
+    "dolly/knowtuning/dolly_train.json": ("alpaca", 4000, 0),
+    "dolly/knowtuning/dolly_valid.json": ("alpaca", 200, 0),
+    "flan_v2_cot_tsv/aqua_train.tsv": ("flan_cot", 2728, 0),
+    "flan_v2_cot_tsv/creak_train.tsv": ("flan_cot", 6915, 0),
+    "flan_v2_cot_tsv/ecqa_train.tsv": ("flan_cot", 7112, 0),
+    "flan_v2_cot_tsv/gsm8k_train.tsv": ("flan_cot", 7473, 0),
+    "flan_v2_cot_tsv/qasc_train.tsv": ("flan_cot", 1084, 0),
+    "flan_v2_cot_tsv/sensemaking_train.tsv": ("flan_cot", 6070, 0),
+    "flan_v2_cot_tsv/strategyqa_train.tsv": ("flan_cot", 2061, 0),
+    "gpteacher/codegen-instruct.json": ("alpaca", 4535, 0),
+    "gpteacher/toolformer-dedupe-only-dataset.json": ("alpaca", 7673, 0),
+    "llamafactory_demo/alpaca_en_demo.json": ("alpaca", 999, 0),
+    "llamafactory_demo/alpaca_zh_demo.json": ("alpaca", 1000, 0),
+    "llamafactory_demo/dataset_info.json": ("", 0, 1),
+    "llamafactory_demo/dpo_en_demo.json": ("sharegpt", 0, 300),
+    "llamafactory_demo/glaive_toolcall_en_demo.json": ("sharegpt", 300, 0),
+    "llamafactory_demo/glaive_toolcall_zh_demo.json": ("sharegpt", 300, 0),
+    "llamafactory_demo/identity.json": ("alpaca", 91, 0),
+    "llamafactory_demo/kto_en_demo.json": ("openai", 0, 300),
+    "llamafactory_demo/reason_tool_use_demo_50.jsonl": ("openai", 50, 0),
+    "llamafactory_demo/v1_sft_demo.jsonl": ("openai", 500, 0),
+    "oasst/en_100_tree.jsonl": ("oasst", 100, 0),
+    "oasst/oa_questions.jsonl": ("prompt_completion", 953, 0),
+    "oasst/oasst2_filtered.jsonl": ("oasst", 118, 433),
+    "octopack_oasst/oasstcommitpackft.jsonl": ("prompt_completion", 151, 0),
+    "octopack_oasst/oasstcommitpackftmanual.jsonl": ("prompt_completion", 1178, 0),
+    "octopack_oasst/rawin.jsonl": ("alpaca", 0, 5003),
+    "vigogne_fr/oasst_20230412_fr_top1.jsonl": ("openai", 256, 0),
+}
+needs_pools = pytest.mark.skipif(not POOLS.exists(), reason="needs ../shared/data/pools")
+
+
+def converted(path: Path, preference: str = "refuse") -> tuple[collections.Counter[str], int, int]:
+    """(rows by format, conversations, rows refused) of a file."""
+    formats: collections.Counter[str] = collections.Counter()
+    good = bad = 0
+    for row in read_rows(DataFile(path)):
+        assert isinstance(row, RawRow)
+        try:
+            formats[detect(row.data)] += 1
+            good += len(to_messages(row.data, "auto", preference))
+        except FormatError:
+            bad += 1
+    return formats, good, bad
+
+
+@needs_pools
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_are_read(name: str) -> None:
+    format, expected_good, expected_bad = REAL[name]
+    formats, good, bad = converted(POOLS / name)
+    assert (good, bad) == (expected_good, expected_bad)
+    assert set(formats) == ({format} if format else set())
+
+
+@needs_pools
+def test_every_real_file_is_accounted_for() -> None:
+    files = {path.relative_to(POOLS).as_posix() for path in POOLS.rglob("*") if path.is_file()}
+    assert {file for file in files if not file.startswith("t0_train_50k/")} == set(REAL)
+
+
+@needs_pools
+def test_a_folder_of_many_templates_is_read() -> None:
+    rows = empty = 0
+    for path in sorted((POOLS / "t0_train_50k").iterdir()):
+        try:
+            formats, good, bad = converted(path)
+        except EmptyFileError:
+            empty += 1
+            continue
+        assert (set(formats), bad) == ({"prompt_completion"}, 0)
+        rows += good
+    assert (rows, empty) == (55185, 11)
+
+
+@needs_pools
+@pytest.mark.parametrize(("name", "expected"), [("dpo_en_demo", 300), ("kto_en_demo", 150)])
+def test_chosen_answers_of_real_preferences(name: str, expected: int) -> None:
+    formats, good, bad = converted(POOLS / f"llamafactory_demo/{name}.json", "chosen")
+    assert (sum(formats.values()), good, bad) == (300, expected, 0)
+
+
+@needs_pools
+def test_real_marked_dialogues_are_split_into_turns() -> None:
+    lengths: collections.Counter[int] = collections.Counter()
+    for row in read_rows(DataFile(POOLS / "oasst/oa_questions.jsonl")):
+        assert isinstance(row, RawRow)
+        (messages,) = to_messages(row.data, "auto", "refuse")
+        lengths[len(messages)] += 1
+    assert lengths == {2: 517, 4: 414, 6: 22}
