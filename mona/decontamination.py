@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,7 +29,7 @@ BOILERPLATE_ROWS = 3
 _BATCH_WORDS = 1 << 16
 _CACHED_WORDS = 1 << 20
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-# Han, kana, Thai, Lao, Burmese and Khmer; Korean is written with spaces.
+# Thai, Lao, Burmese, Khmer, kana and Han; Korean is written with spaces.
 _SPACELESS_RANGES = (
     (0x0E00, 0x0EFF),
     (0x1000, 0x109F),
@@ -45,17 +44,274 @@ _SPACELESS_RANGES = (
 )
 
 
+def _character_class(codes: Iterable[int], categories: str) -> str:
+    """The inside of a regular expression's [...]: those of `codes` in the Unicode categories."""
+    kept = np.array([code for code in codes if unicodedata.category(chr(code))[0] in categories])
+    runs = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
+    return "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)
+
+
 def _word_pattern() -> re.Pattern[str]:
-    spaceless = "".join(f"{chr(first)}-{chr(last)}" for first, last in _SPACELESS_RANGES)
-    # \w leaves out combining marks, which would cut Bengali or Telugu words at every vowel sign.
-    codes = np.array(
-        [code for code in range(0x10000) if unicodedata.category(chr(code)).startswith("M")]
+    spaceless = _character_class(
+        (code for first, last in _SPACELESS_RANGES for code in range(first, last + 1)), "LMN"
     )
-    runs = np.split(codes, np.flatnonzero(np.diff(codes) > 1) + 1)
-    marks = "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)
-    letter = rf"(?![{spaceless}])[\w{marks}]"
-    return re.compile(rf"(?=[\w{marks}])[{spaceless}]|(?:{letter})+")
+    # \w leaves out combining marks: it would cut Bengali or Telugu words at each vowel sign.
+    # Marks of spaceless scripts may stay in the class, for no word contains their letters.
+    marks = _character_class(range(0x10000), "M")
+    letter = rf"[^\W{spaceless}]"
+    return re.compile(rf"{letter}+(?:[{marks}]+{letter}*)*|[{spaceless}]")
 
 
 _WORD = _word_pattern()
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
+
+
+def words_by_line(text: str) -> list[list[str]]:
+    """The words of each line that has any."""
+    if text.isascii():
+        return [words for line in text.lower().splitlines() if (words := _ASCII_WORD.findall(line))]
+    # Case folding can leave NFKC, so it is restored (Unicode's toNFKC_Casefold, simplified).
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return [words for line in folded.splitlines() if (words := _WORD.findall(line))]
+
+
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+class _WordHashes(dict[str, int]):
+    """64-bit hashes of words seen before, forgotten when they are too many."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _CACHED_WORDS:
+            self.clear()
+        self[word] = value = _word_hash(word)
+        return value
+
+
+_word_hashes = _WordHashes()
+
+
+def _run_hashes(words: Sequence[str], n: int) -> np.ndarray:
+    """uint64 [max(0, words - n + 1)]: a polynomial over the word hashes of each n-word run."""
+    hashes = np.fromiter(map(_word_hashes.__getitem__, words), np.uint64, len(words))
+    count = max(0, len(words) - n + 1)
+    runs = np.zeros(count, np.uint64)
+    for position in range(n):
+        runs *= _MULTIPLIER
+        runs += hashes[position : position + count]
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """What a pool row shares with a test row.
+
+    test_row: the test row's reference; matched: the shared words, normalised.
+    """
+
+    test_row: str
+    matched: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOutIndex:
+    """The test rows of one task, to be looked up by what they share with pool rows.
+
+    Runs are found by 64-bit hash and then compared word by word: a match is never a hash
+    collision. One is missed when its hash collides with another run's of the index: for a
+    million runs there is such a pair with probability 3e-8.
+    """
+
+    n: int
+    _references: list[str]
+    _words: list[str]  # of all test rows, one after the other
+    _keys: np.ndarray  # uint64, ascending: hashes of the runs that count
+    _rows: np.ndarray  # int64, as _keys: the first test row that has the run
+    _starts: np.ndarray  # int64, as _keys: where in _words that row has it
+    _may_hold: np.ndarray  # bool [2 ** (64 - _shift)]: which leading bits occur in _keys
+    _shift: np.uint64
+    _whole: dict[str, int]  # words joined by spaces -> test row
+    _whole_lengths: frozenset[int]
+
+    @classmethod
+    def build(cls, rows: Iterable[tuple[str, str, str]], n: int = N_GRAM_WORDS) -> HeldOutIndex:
+        """An index of (reference, subtask, text) rows for runs of `n` words.
+
+        A text without a single word matches nothing.
+        """
+        references: list[str] = []
+        subtasks: list[str] = []
+        words: list[str] = []
+        bounds = [0]
+        for reference, subtask, text in rows:
+            references.append(reference)
+            subtasks.append(subtask)
+            words.extend(word for line in words_by_line(text) for word in line)
+            bounds.append(len(words))
+        groups = _groups(subtasks)
+
+        hashes = _run_hashes(words, n)
+        starts, owners = _runs_within(np.array(bounds), n)
+        hashes = hashes[starts]
+        order = np.lexsort((starts, hashes))
+        hashes, starts, owners = hashes[order], starts[order], owners[order]
+        # Rows are in the order of starts, so a repeated (run, row) pair is adjacent.
+        fresh = np.ones(len(hashes), bool)
+        fresh[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+        common = _in_many_rows(hashes[fresh], owners[fresh], groups)
+        counts = ~np.isin(hashes, common)
+        by_run = np.zeros(len(references), bool)
+        by_run[owners[counts]] = True
+
+        texts = [" ".join(words[bounds[i] : bounds[i + 1]]) for i in range(len(references))]
+        whole_rows = np.array([i for i, text in enumerate(texts) if text and not by_run[i]], int)
+        whole_hashes = np.array([_word_hash(texts[i]) for i in whole_rows], np.uint64)
+        common = _in_many_rows(whole_hashes, whole_rows, groups)
+        whole: dict[str, int] = {}
+        for i in whole_rows[~np.isin(whole_hashes, common)].tolist():
+            whole.setdefault(texts[i], i)
+
+        keys, first = np.unique(hashes[counts], return_index=True)
+        # Sixteen places a key, so that few pool runs pass by chance.
+        bits = min(28, max(10, int(len(keys) * 16).bit_length()))
+        shift = np.uint64(64 - bits)
+        may_hold = np.zeros(1 << bits, bool)
+        may_hold[keys >> shift] = True
+        return cls(
+            n=n,
+            _references=references,
+            _words=words,
+            _keys=keys,
+            _rows=owners[counts][first],
+            _starts=starts[counts][first],
+            _may_hold=may_hold,
+            _shift=shift,
+            _whole=whole,
+            _whole_lengths=frozenset(text.count(" ") + 1 for text in whole),
+        )
+
+    def find(self, texts: Iterable[Sequence[str]]) -> Iterator[Contamination | None]:
+        """For each pool row, given as the texts of its messages, what it shares, if anything."""
+        for found in find_all({"": self}, texts):
+            yield found.get("")
+
+
+def find_all(
+    indexes: Mapping[str, HeldOutIndex], texts: Iterable[Sequence[str]]
+) -> Iterator[dict[str, Contamination]]:
+    """For each pool row, given as the texts of its messages: {name of index: what it shares}.
+
+    Streams: a batch of rows is in memory. The match reported is the first run of the row, else
+    its first line or message that is a whole test row.
+    """
+    batch = _Batch()
+    for row in texts:
+        batch.add(row)
+        if len(batch.words) >= _BATCH_WORDS:
+            yield from batch.matches(indexes)
+            batch = _Batch()
+    yield from batch.matches(indexes)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The words of some pool rows, and where their messages and lines are."""
+
+    words: list[str] = field(default_factory=list)
+    row_count: int = 0
+    message_bounds: list[int] = field(default_factory=lambda: [0])
+    message_rows: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, end
+
+    def add(self, texts: Sequence[str]) -> None:
+        row = self.row_count
+        for text in texts:
+            start = line_start = len(self.words)
+            for words in words_by_line(text):
+                self.words += words
+                self.spans.append((row, line_start, len(self.words)))
+                line_start = len(self.words)
+            self.spans.append((row, start, len(self.words)))
+            self.message_bounds.append(len(self.words))
+            self.message_rows.append(row)
+        self.row_count += 1
+
+    def matches(self, indexes: Mapping[str, HeldOutIndex]) -> list[dict[str, Contamination]]:
+        found: list[dict[str, Contamination]] = [{} for _ in range(self.row_count)]
+        for n in sorted({index.n for index in indexes.values()}):
+            hashes = _run_hashes(self.words, n)
+            starts, messages = _runs_within(np.array(self.message_bounds), n)
+            hashes = hashes[starts]
+            rows = np.array(self.message_rows, int)[messages]
+            for name, index in indexes.items():
+                if index.n == n:
+                    self._match_runs(name, index, hashes, starts, rows, found)
+        for name, index in indexes.items():
+            if index._whole:
+                self._match_whole(name, index, found)
+        return found
+
+    def _match_runs(
+        self,
+        name: str,
+        index: HeldOutIndex,
+        hashes: np.ndarray,
+        starts: np.ndarray,
+        rows: np.ndarray,
+        found: list[dict[str, Contamination]],
+    ) -> None:
+        maybe = np.flatnonzero(index._may_hold[hashes >> index._shift])
+        places = np.searchsorted(index._keys, hashes[maybe])
+        places[places == len(index._keys)] = 0
+        hits = index._keys[places] == hashes[maybe] if len(index._keys) else np.zeros(0, bool)
+        for at, place in zip(maybe[hits].tolist(), places[hits].tolist(), strict=True):
+            row, start, test_start = int(rows[at]), int(starts[at]), int(index._starts[place])
+            if name in found[row]:
+                continue
+            run = self.words[start : start + index.n]
+            if run == index._words[test_start : test_start + index.n]:
+                reference = index._references[index._rows[place]]
+                found[row][name] = Contamination(reference, " ".join(run))
+
+    def _match_whole(
+        self, name: str, index: HeldOutIndex, found: list[dict[str, Contamination]]
+    ) -> None:
+        for row, start, end in self.spans:
+            if end - start in index._whole_lengths and name not in found[row]:
+                text = " ".join(self.words[start:end])
+                test_row = index._whole.get(text)
+                if test_row is not None:
+                    found[row][name] = Contamination(index._references[test_row], text)
+
+
+def _runs_within(bounds: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts of the n-word runs that cross no bound, ascending, and the piece each lies in."""
+    per_piece = np.maximum(np.diff(bounds) - n + 1, 0)
+    pieces = np.repeat(np.arange(len(per_piece)), per_piece)
+    before = np.cumsum(per_piece) - per_piece
+    starts = np.arange(len(pieces)) - before[pieces] + bounds[pieces]
+    return starts, pieces
+
+
+def _groups(subtasks: Sequence[str]) -> list[np.ndarray]:
+    """Two groupings of the rows, as group numbers: by subtask, and the whole task."""
+    numbers = {subtask: number for number, subtask in enumerate(sorted(set(subtasks)))}
+    by_subtask = np.array([numbers[subtask] for subtask in subtasks], int)
+    return [by_subtask, np.zeros(len(subtasks), int)]
+
+
+def _in_many_rows(hashes: np.ndarray, rows: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
+    """The hashes that are boilerplate; (hash, row) pairs are distinct."""
+    common = [np.zeros(0, np.uint64)]
+    for group_of_row in groups:
+        limits = np.maximum(BOILERPLATE_ROWS, BOILERPLATE_SHARE * np.bincount(group_of_row))
+        group = group_of_row[rows]
+        order = np.lexsort((group, hashes))
+        key, group = hashes[order], group[order]
+        changes = np.ones(len(key), bool)
+        changes[1:] = (key[1:] != key[:-1]) | (group[1:] != group[:-1])
+        first = np.flatnonzero(changes)
+        row_counts = np.diff(np.append(first, len(key)))
+        common.append(key[first][row_counts > limits[group[first]]])
+    return np.concatenate(common)

@@ -10,9 +10,11 @@ bytes of score for each eligible row, from which the report's exact quantiles co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,7 +96,6 @@ class TopRanked:
         self._threshold = -np.inf  # the score below which no row can be chosen any more
         self._scores: list[np.ndarray] = []
         self._scanned = 0
-        self._has_lengths = budget.tokens is not None
 
     def add(
         self,
@@ -108,7 +109,6 @@ class TopRanked:
         """
         if lengths is None and self._budget.tokens is not None:
             raise ValueError("a token budget needs the rows' lengths")
-        self._has_lengths = lengths is not None
         rows = pa.table(
             [
                 _array(sample_ids, pa.string()),
@@ -171,7 +171,7 @@ class TopRanked:
             )
         if self._budget.tokens is not None:
             taken = self._rows_that_fit(self._candidates)
-            budget_met = taken < self._candidates.num_rows
+            budget_met = taken < eligible
             if not taken:
                 best = self._candidates.slice(0, 1).to_pylist()[0]
                 raise WorkError(
@@ -183,11 +183,12 @@ class TopRanked:
             budget_met = self._budget.count is None or self._budget.count <= eligible
         chosen = self._candidates.slice(0, taken)
         sample_ids = chosen.column("sample_id").to_pylist()
-        for one, next_one in zip(sample_ids, sample_ids[1:], strict=False):
-            if one == next_one:
-                raise WorkError(f"sample {one} comes twice in the scan")
+        if len(set(sample_ids)) < taken:
+            twice = next(name for name, times in Counter(sample_ids).items() if times > 1)
+            raise WorkError(f"sample {twice} comes twice in the scan")
         chosen_scores = chosen.column("score").to_numpy()
-        lengths = chosen.column("length").to_numpy() if self._has_lengths else None
+        length_column = chosen.column("length")
+        lengths = None if length_column.null_count else length_column.to_numpy()
         pool_counts, edges = np.histogram(scores.astype(np.float64), bins=_BINS)
         report = SelectionReport(
             scanned=self._scanned,
@@ -208,7 +209,7 @@ class TopRanked:
 
 
 def select(
-    stream: Iterable[tuple[pa.Array | Sequence[str], np.ndarray]],
+    stream: Iterable[tuple[Any, ...]],
     budget: Budget,
     pool_rows: int,
     excluded: Iterable[str] = (),

@@ -38,7 +38,7 @@ def read_lm_eval(file: DataFile) -> list[TargetRow]:
     MBPP's files.
     """
     try:
-        task = yaml.load(whole_text(file), _TaskLoader)  # noqa: S506 (a SafeLoader)
+        task = yaml.load(whole_text(file), _TaskLoader)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"{file.name}: invalid YAML: {reason}") from None
@@ -63,7 +63,7 @@ def _tag_as_text(loader: _TaskLoader, node: yaml.Node) -> str:
     return f"{node.tag} {node.value}" if isinstance(node, yaml.ScalarNode) else node.tag
 
 
-_TaskLoader.add_constructor(None, _tag_as_text)  # type: ignore[type-var]
+_TaskLoader.add_constructor(None, _tag_as_text)
 
 
 def _exemplar(file: DataFile, number: int, sample: object, cue: str) -> TargetRow:

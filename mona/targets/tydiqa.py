@@ -12,7 +12,19 @@ from mona.targets.files import json_document, row_error, stem, target_row, text
 from mona.targets.row import TargetRow
 
 LANGUAGES = frozenset(
-    "arabic bengali english finnish indonesian japanese korean russian swahili telugu thai".split()
+    (
+        "arabic",
+        "bengali",
+        "english",
+        "finnish",
+        "indonesian",
+        "japanese",
+        "korean",
+        "russian",
+        "swahili",
+        "telugu",
+        "thai",
+    )
 )
 
 

@@ -1,0 +1,238 @@
+"""A chosen subset written in the forms other trainers read.
+
+Belongs here: the formats and how files are put in place. Which rows to write, and in which
+order, is the caller's.
+
+A row is a dict with `sample_id`, `messages` (a list of role/content dicts), `score`, `rank`,
+`source` and `licence`. Every format keeps the last four and the id beside the conversation,
+so that a file can be traced back. Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, TextIO, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mona.errors import RequestError
+
+ExportFormat = Literal["jsonl", "sharegpt", "alpaca", "llamafactory", "parquet"]
+
+_LINEAGE = ("sample_id", "rank", "score", "source", "licence")
+_SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "tool"}
+_PARQUET_SCHEMA = pa.schema(
+    [
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("sample_id", pa.string()),
+        ("rank", pa.int64()),
+        ("score", pa.float32()),
+        ("source", pa.string()),
+        ("licence", pa.string()),
+    ]
+)
+_PARQUET_ROWS = 1_000
+
+Row = dict[str, Any]
+
+
+def export(
+    rows: Iterable[Row], fmt: ExportFormat, out: Path, *, force: bool = False
+) -> list[Path]:
+    """Writes rows, streamed and in order, and returns the files written.
+
+    - jsonl: one object a line, `messages` beside the lineage columns.
+    - sharegpt: a JSON array of `conversations` (from: system, human, gpt, tool; value).
+    - alpaca: a JSON array of instruction, input (always empty), output, system, history
+      (the earlier turns as [user, assistant] pairs).
+    - llamafactory: `out` is a folder; it gets `<folder name>.json`, in LLaMA-Factory's
+      sharegpt formatting with OpenAI-style messages, and an entry in `dataset_info.json`,
+      which keeps the entries it has.
+    - parquet: the columns of jsonl.
+
+    Raises RequestError when `out` exists and `force` is not given, when it cannot be written,
+    when there are no rows, and when a conversation has a shape the format cannot hold (naming
+    the sample). After an error what was there before is there still.
+    """
+    if fmt not in get_args(ExportFormat):
+        raise RequestError(f"'{fmt}' is no export format: {', '.join(get_args(ExportFormat))}")
+    iterator = iter(rows)
+    first = next(iterator, None)
+    if first is None:
+        raise RequestError(f"{out}: there are no rows to export")
+    rows = chain([first], iterator)
+    if fmt == "llamafactory":
+        return _write_llamafactory(rows, out, force)
+    if out.is_dir():
+        raise RequestError(f"{out}: is a folder; {fmt} is written to a file")
+    _refuse_existing(out, force)
+    if fmt == "parquet":
+        with _replacing(out) as temporary:
+            _write_parquet(rows, temporary)
+    elif fmt == "jsonl":
+        with _replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(_json(_as_messages(row)) + "\n")
+    else:
+        convert = _as_sharegpt if fmt == "sharegpt" else _as_alpaca
+        with _replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+            _write_array(rows, convert, file)
+    return [out]
+
+
+def _refuse_existing(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise RequestError(f"{path}: exists; give --force to overwrite it")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files private; an export is as readable as any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_array(rows: Iterable[Row], convert: Callable[[Row], Row], file: TextIO) -> None:
+    """One JSON array, an element a line: what these formats' own files are. Readers take its
+    types from the whole; from lines, a first stretch of empty histories misleads them."""
+    separator = "[\n"
+    for row in rows:
+        file.write(separator + _json(convert(row)))
+        separator = ",\n"
+    file.write("\n]\n")
+
+
+def _lineage(row: Row) -> Row:
+    return {key: row[key] for key in _LINEAGE}
+
+
+def _as_messages(row: Row) -> Row:
+    messages = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
+    return {"messages": messages, **_lineage(row)}
+
+
+def _as_sharegpt(row: Row) -> Row:
+    turns = [
+        {"from": _SHAREGPT_ROLES[turn["role"]], "value": turn["content"]}
+        for turn in row["messages"]
+    ]
+    return {"conversations": turns, **_lineage(row)}
+
+
+def _split_system(row: Row) -> tuple[str, list[dict[str, str]]]:
+    """The leading system prompt, or "", and the turns after it."""
+    messages = row["messages"]
+    if messages and messages[0]["role"] == "system":
+        return messages[0]["content"], messages[1:]
+    return "", messages
+
+
+def _check_pairs(row: Row, turns: list[dict[str, str]], asking: tuple[str, ...], fmt: str) -> None:
+    """Raises RequestError unless `turns` are pairs of an asking role and the assistant."""
+    for position, turn in enumerate(turns):
+        expected = ("assistant",) if position % 2 else asking
+        if turn["role"] not in expected:
+            raise RequestError(
+                f"sample {row['sample_id']}: {fmt} cannot hold its {turn['role']} turn where "
+                f"{' or '.join(expected)} is due"
+            )
+    if not turns or len(turns) % 2:
+        raise RequestError(
+            f"sample {row['sample_id']}: {fmt} cannot hold a conversation that does not end "
+            "with an assistant turn"
+        )
+
+
+def _as_alpaca(row: Row) -> Row:
+    system, turns = _split_system(row)
+    _check_pairs(row, turns, ("user",), "alpaca")
+    texts = [turn["content"] for turn in turns]
+    *history, (instruction, output) = zip(texts[::2], texts[1::2], strict=True)
+    return {
+        "instruction": instruction,
+        "input": "",
+        "output": output,
+        "system": system,
+        "history": [list(pair) for pair in history],
+        **_lineage(row),
+    }
+
+
+def _as_llamafactory(row: Row) -> Row:
+    # LLaMA-Factory drops, with a warning only, conversations that do not alternate.
+    _check_pairs(row, _split_system(row)[1], ("user", "tool"), "llamafactory")
+    return _as_messages(row)
+
+
+def _write_llamafactory(rows: Iterable[Row], out: Path, force: bool) -> list[Path]:
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out}: is a file; llamafactory is written to a folder")
+    name = out.resolve().name
+    data, info = out / f"{name}.json", out / "dataset_info.json"
+    _refuse_existing(data, force)
+    entries = _dataset_entries(info)
+    if name in entries and not force:
+        raise RequestError(f"{info}: has an entry '{name}'; give --force to overwrite it")
+    entries[name] = {
+        "file_name": data.name,
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "observation_tag": "tool",
+            "system_tag": "system",
+        },
+    }
+    with _replacing(data) as temporary, temporary.open("w", encoding="utf-8") as file:
+        _write_array(rows, _as_llamafactory, file)
+    with _replacing(info) as temporary:
+        text = json.dumps(entries, ensure_ascii=False, indent=2)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return [data, info]
+
+
+def _dataset_entries(info: Path) -> dict[str, Any]:
+    if not info.exists():
+        return {}
+    try:
+        entries = json.loads(info.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{info}: is not JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise RequestError(f"{info}: is not a JSON object of datasets")
+    return entries
+
+
+def _write_parquet(rows: Iterable[Row], path: Path) -> None:
+    iterator = iter(rows)
+    with pq.ParquetWriter(path, _PARQUET_SCHEMA) as writer:
+        while batch := [_as_messages(row) for row in islice(iterator, _PARQUET_ROWS)]:
+            writer.write_table(pa.Table.from_pylist(batch, schema=_PARQUET_SCHEMA))
