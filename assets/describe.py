@@ -17,8 +17,10 @@ def picture(png: bytes, alt: str) -> dg.MetadataValue:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.MetadataValue:
     """Rows of plain values; the columns are those of the first row."""
-    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows]) if rows else (
-        dg.MetadataValue.text("none")
+    return (
+        dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows])
+        if rows
+        else (dg.MetadataValue.text("none"))
     )
 
 

@@ -29,9 +29,7 @@ from resources.store import Store
 GPU_POOL = "gpu"
 
 
-def build_encoding(
-    models: Mapping[str, ModelSpec], partitions: Partitions
-) -> dg.AssetsDefinition:
+def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.AssetsDefinition:
     """The subsettable multi-asset for all configured datasets and models."""
 
     @dg.multi_asset(

@@ -42,7 +42,7 @@ def build_entries(
     models: Mapping[str, ModelSpec],
     targets: Mapping[str, TargetSpec],
     partitions: Partitions,
-) -> list[dg.AssetsDefinition]:
+) -> list[dg.SourceAsset]:
     """The observable assets `dataset_entry`, `model_entry/*` and `<target>/entry`."""
 
     @dg.observable_source_asset(
@@ -59,7 +59,7 @@ def build_entries(
             }
         )
 
-    observed: list[dg.AssetsDefinition] = [dataset_entry]
+    observed: list[dg.SourceAsset] = [dataset_entry]
     for part in MODEL_ENTRY_PARTS:
         observed.append(_model_part(part, models, partitions))
     for name, target in targets.items():
@@ -69,7 +69,7 @@ def build_entries(
 
 def _model_part(
     part: str, models: Mapping[str, ModelSpec], partitions: Partitions
-) -> dg.AssetsDefinition:
+) -> dg.SourceAsset:
     @dg.observable_source_asset(
         key=model_entry(part),
         group_name="models",
@@ -84,7 +84,7 @@ def _model_part(
     return observed
 
 
-def _target(name: str, target: TargetSpec) -> dg.AssetsDefinition:
+def _target(name: str, target: TargetSpec) -> dg.SourceAsset:
     @dg.observable_source_asset(
         key=target_entry(name),
         group_name=name,

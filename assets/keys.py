@@ -52,9 +52,7 @@ class Partitions:
 
 def by_dataset(key: dg.AssetKey) -> dg.AssetDep:
     """A dataset x model asset reads the dataset's partition of `key`."""
-    return dg.AssetDep(
-        key, partition_mapping=dg.MultiToSingleDimensionPartitionMapping("dataset")
-    )
+    return dg.AssetDep(key, partition_mapping=dg.MultiToSingleDimensionPartitionMapping("dataset"))
 
 
 def by_model(key: dg.AssetKey) -> dg.AssetDep:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,8 +57,9 @@ def build_raw_pool(
         spec = datasets[dataset]
         revisions: dict[str, str] = {}
         staging = store.folder("scratch", f"pool.{dataset}")
-        with store.lock(pool_table(dataset)), progress_bar(f"reading {dataset}", None, "rows") as (
-            advance
+        with (
+            store.lock(pool_table(dataset)),
+            progress_bar(f"reading {dataset}", None, "rows") as (advance),
         ):
             result = build_pool(
                 [_source_rows(dataset, source, sources, revisions) for source in spec.sources],
@@ -76,12 +78,9 @@ def build_raw_pool(
             frame = quarantined.to_arrow(compat_level=pl.CompatLevel.oldest())
             store.replace(quarantine_table(dataset), frame.to_batches(), frame.schema)
         shutil.rmtree(staging)
-        lengths = pl.concat(
-            [
-                pl.from_arrow(batch)  # type: ignore[misc]
-                for batch in store.scan(pool_table(dataset), ["n_chars"])
-            ]
-        )["n_chars"]
+        lengths = np.concatenate(
+            [batch.column(0).to_numpy() for batch in store.scan(pool_table(dataset), ["n_chars"])]
+        )
         digests = {
             f"{source.name}/{name}": digest
             for source in spec.sources
@@ -104,9 +103,7 @@ def build_raw_pool(
                 ),
                 "bad row reasons": table(quarantined.head(20).to_dicts()),
                 "source mix": picture(bars(dict(top), None), "samples by source"),
-                "lengths": picture(
-                    length_histogram(lengths.to_numpy(), None, "characters"), "sample lengths"
-                ),
+                "lengths": picture(length_histogram(lengths, None, "characters"), "sample lengths"),
                 "store": f"{pool_table(dataset)} version {version}",
                 "provenance": provenance(digests, revisions=revisions, rows=result.samples),
             },
@@ -133,7 +130,7 @@ def _token_counter(
     name = spec.subsample.tokenizer
     model = models[name]
 
-    renderer: "Renderer | None" = None
+    renderer: Renderer | None = None
 
     def count(conversations: list[tuple[Message, ...]]) -> list[int]:
         nonlocal renderer

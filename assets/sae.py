@@ -48,11 +48,11 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
         name = context.partition_key
         model = models[name]
         encoder_fingerprint = shelf.encoder_fingerprint(name, model)
-        pools = [_pool(dataset, name, model, shelf, store, engine) for dataset in
-                 model.sae.sample_datasets]
-        read = {
-            pool.population.name: rows_digest(pool.sample_ids.to_pylist()) for pool in pools
-        }
+        pools = [
+            _pool(dataset, name, model, shelf, store, engine)
+            for dataset in model.sae.sample_datasets
+        ]
+        read = {pool.population.name: rows_digest(pool.sample_ids.to_pylist()) for pool in pools}
         seed = model.sae.train.seed if model.sae.train else 0
         sample = TokenSample(pools, seed, model.sae.quality_tokens)
         with store.lock(f"sae.{name}"), _locks(store, pools):
@@ -144,9 +144,13 @@ def _train(
     spec = model.sae.train
     assert spec is not None
     # A checkpoint is of use only to the very same training.
-    run = fingerprint(settings=spec.model_dump(mode="json"), pools=dict(read), e=encoder_fingerprint)
-    with progress_bar("reading held-out tokens", None, "tokens"):
-        width = sample.held_out[0].shape[1]
+    run = fingerprint(
+        settings=spec.model_dump(mode="json"), pools=dict(read), e=encoder_fingerprint
+    )
+    total = sum(len(pool.sample_ids) for pool in sample.encodings)
+    with progress_bar(f"running {name} on the SAE's token sample", total, "samples") as advance:
+        sample.run_model(spec.tokens, advance)
+    width = sample.held_out[0].shape[1]
 
     def samples(epoch: int) -> "Iterator[torch.Tensor]":
         return sample.training(spec.tokens, epoch)
@@ -162,9 +166,7 @@ def _train(
         )
 
 
-def _load(
-    name: str, model: ModelSpec, shelf: Models
-) -> "tuple[SparseAutoencoder, dict[str, Any]]":
+def _load(name: str, model: ModelSpec, shelf: Models) -> "tuple[SparseAutoencoder, dict[str, Any]]":
     from mona.sae_formats import load_pretrained
 
     spec = model.sae.load

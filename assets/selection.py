@@ -12,7 +12,6 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from mona.decontamination import HeldOutIndex, find_all
 
 from assets.describe import picture, provenance, table
 from assets.keys import (
@@ -29,6 +28,7 @@ from assets.keys import (
 )
 from assets.raw_pool import pool_table
 from assets.targets import prototype_table, test_rows_table
+from mona.decontamination import HeldOutIndex, find_all
 from mona.errors import WorkError
 from mona.fingerprint import fingerprint, rows_digest
 from mona.selection import Selection, TopRanked
@@ -127,8 +127,9 @@ def build_selections(
                     pool_table(dataset): store.version(pool_table(dataset)),
                     table: store.version(table),
                 }
-                yield _publish(store, job, dataset, name, ranked, left_out, versions,
-                               codes_fingerprint)
+                yield _publish(
+                    store, job, dataset, name, ranked, left_out, versions, codes_fingerprint
+                )
 
     return select_samples
 
@@ -302,15 +303,15 @@ def _publish(
             ),
             "sources": picture(bars(pool_mix, chosen_mix), "source mix of pool and chosen"),
             "lengths": picture(
-                length_histogram(
-                    pool_chars, pool.column("n_chars").to_numpy(), "characters"
-                ),
+                length_histogram(pool_chars, pool.column("n_chars").to_numpy(), "characters"),
                 "lengths of pool and chosen",
             ),
             "largest sources": table(
                 [
                     {"source": source, "chosen": count, "in pool": pool_mix.get(source, 0)}
-                    for source, count in sorted(chosen_mix.items(), key=lambda x: (-x[1], x[0]))[:20]
+                    for source, count in sorted(chosen_mix.items(), key=lambda x: (-x[1], x[0]))[
+                        :20
+                    ]
                 ]
             ),
             "provenance": provenance(

@@ -41,7 +41,9 @@ PROTOTYPE_SCHEMA = pa.schema(
         pa.field("values", pa.list_(pa.float32())),
     ]
 )
-_KEYED_EXAMPLES = pa.schema([EXAMPLES_SCHEMA.field(0).with_metadata(KEY), *list(EXAMPLES_SCHEMA)[1:]])
+_KEYED_EXAMPLES = pa.schema(
+    [EXAMPLES_SCHEMA.field(0).with_metadata(KEY), *list(EXAMPLES_SCHEMA)[1:]]
+)
 
 
 def test_rows_table(target: str) -> str:

@@ -54,7 +54,8 @@ def from_rows(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray) -> Co
         raise WorkError("a code holds a value that is not finite (NaN or infinity)")
     if len(values) and float(values.max()) > FLOAT16_MAX:
         raise WorkError(
-            f"a code value of {float(values.max()):.6g} does not fit float16 (max {FLOAT16_MAX:.0f})"
+            f"a code value of {float(values.max()):.6g} does not fit float16 "
+            f"(max {FLOAT16_MAX:.0f})"
         )
     if len(values) and float(values.min()) < 0:
         raise WorkError(f"a code holds a negative value ({float(values.min()):.6g})")
@@ -115,7 +116,10 @@ def concatenate(parts: Sequence[Codes]) -> Codes:
     """Rows of all parts, in order."""
     if not parts:
         return Codes(
-            np.zeros(1, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.float16), np.zeros(0, np.float32)
+            np.zeros(1, np.int64),
+            np.zeros(0, np.uint32),
+            np.zeros(0, np.float16),
+            np.zeros(0, np.float32),
         )
     shifts = np.cumsum([0, *(part.indptr[-1] for part in parts[:-1])])
     indptr = np.concatenate(

@@ -32,7 +32,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _READ_BYTES = 1 << 20
 _PARQUET_BATCH_ROWS = 256
 _MAX_CELL_CHARS = 1 << 28
-# A JSON fault this close to the end of what has been read may only be text still to come.
+# What JSON says this close to the end of what has been read may change with the text to come.
 _TOKEN_CHARS = 16
 # Lists of rows that some collections wrap in one object per file.
 _ROW_LISTS = ("Instances", "data", "examples")
@@ -226,7 +226,6 @@ class _Window:
 
     def __init__(self, text: io.TextIOBase) -> None:
         self._text = text
-        self._ended = False
         self.buffer = ""
         self.position = 0
         self.line = 1
@@ -240,13 +239,13 @@ class _Window:
 
         Doubles what is held, so that a long element is scanned a bounded number of times.
         """
-        if self._ended:
-            return False
         rest = self.buffer[self.position :]
         more = self._text.read(max(_READ_BYTES, len(rest)))
-        self._ended = not more
+        # At the end nothing moves: positions in the buffer stay good.
+        if not more:
+            return False
         self.buffer, self.position = rest + more, 0
-        return not self._ended
+        return True
 
     def next_character(self) -> str:
         """Moves to the next character that is not white space; "" at the end."""
@@ -274,7 +273,8 @@ class _Window:
                     continue
                 raise
             # A number may go on behind the end of what has been read.
-            if end == len(self.buffer) and self.buffer[end - 1] not in '}]"' and self.grow():
+            cut = end >= len(self.buffer) - _TOKEN_CHARS
+            if cut and self.buffer[end - 1] not in '}]"' and self.grow():
                 continue
             text, line = self.buffer[self.position : end], self.line
             self.advance(end)

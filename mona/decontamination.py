@@ -3,7 +3,9 @@
 A pool row is contaminated by a test row when they share a run of 13 words, or, where the test
 row has fewer, when the whole test row is a message or a line of the pool row. Runs that many
 test rows of one task share are its boilerplate and don't count (`BOILERPLATE_SHARE`); a test
-row left with nothing but boilerplate is matched whole too.
+row left with nothing but boilerplate is matched whole too, and one whose words are those of
+many others (rows of brackets, say) by its text with the symbols. What even so is common to
+many test rows, such as a bare "Which of these is true?", identifies none and is not matched.
 
 Words are runs of letters, digits, underscores and combining marks after NFKC and case
 folding; in scripts written without spaces every character is a word. What becomes of
@@ -13,6 +15,7 @@ contaminated rows is not decided here.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,13 +69,21 @@ _WORD = _word_pattern()
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 
 
-def words_by_line(text: str) -> list[list[str]]:
-    """The words of each line that has any."""
+def fold(text: str) -> str:
+    """The text in NFKC and without case; line breaks stay."""
     if text.isascii():
-        return [words for line in text.lower().splitlines() if (words := _ASCII_WORD.findall(line))]
+        return text.lower()
     # Case folding can leave NFKC, so it is restored (Unicode's toNFKC_Casefold, simplified).
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return [words for line in folded.splitlines() if (words := _WORD.findall(line))]
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def words_of(folded: str) -> list[str]:
+    """The words of a folded text, in order."""
+    return (_ASCII_WORD if folded.isascii() else _WORD).findall(folded)
+
+
+def _with_symbols(folded: str) -> str:
+    return " ".join(folded.split())
 
 
 def _word_hash(word: str) -> int:
@@ -132,6 +143,7 @@ class HeldOutIndex:
     _may_hold: np.ndarray  # bool [2 ** (64 - _shift)]: which leading bits occur in _keys
     _shift: np.uint64
     _whole: dict[str, int]  # words joined by spaces -> test row
+    _verbatim: dict[str, int]  # folded text, symbols and all -> test row
     _whole_lengths: frozenset[int]
 
     @classmethod
@@ -142,12 +154,14 @@ class HeldOutIndex:
         """
         references: list[str] = []
         subtasks: list[str] = []
+        folded: list[str] = []
         words: list[str] = []
         bounds = [0]
         for reference, subtask, text in rows:
             references.append(reference)
             subtasks.append(subtask)
-            words.extend(word for line in words_by_line(text) for word in line)
+            folded.append(fold(text))
+            words += words_of(folded[-1])
             bounds.append(len(words))
         groups = _groups(subtasks)
 
@@ -164,17 +178,20 @@ class HeldOutIndex:
         by_run = np.zeros(len(references), bool)
         by_run[owners[counts]] = True
 
-        texts = [" ".join(words[bounds[i] : bounds[i + 1]]) for i in range(len(references))]
-        whole_rows = np.array([i for i, text in enumerate(texts) if text and not by_run[i]], int)
-        whole_hashes = np.array([_word_hash(texts[i]) for i in whole_rows], np.uint64)
-        common = _in_many_rows(whole_hashes, whole_rows, groups)
-        whole: dict[str, int] = {}
-        for i in whole_rows[~np.isin(whole_hashes, common)].tolist():
-            whole.setdefault(texts[i], i)
+        texts = {
+            row: " ".join(words[start:end])
+            for row, (start, end) in enumerate(itertools.pairwise(bounds))
+            if end > start and not by_run[row]
+        }
+        whole = _uncommon(texts, groups)
+        with_symbols = {
+            row: _with_symbols(folded[row]) for row, text in texts.items() if text not in whole
+        }
+        verbatim = _uncommon(with_symbols, groups)
 
         keys, first = np.unique(hashes[counts], return_index=True)
         # Sixteen places a key, so that few pool runs pass by chance.
-        bits = min(28, max(10, int(len(keys) * 16).bit_length()))
+        bits = min(26, max(10, int(len(keys) * 16).bit_length()))
         shift = np.uint64(64 - bits)
         may_hold = np.zeros(1 << bits, bool)
         may_hold[keys >> shift] = True
@@ -188,7 +205,10 @@ class HeldOutIndex:
             _may_hold=may_hold,
             _shift=shift,
             _whole=whole,
-            _whole_lengths=frozenset(text.count(" ") + 1 for text in whole),
+            _verbatim=verbatim,
+            _whole_lengths=frozenset(
+                bounds[row + 1] - bounds[row] for row in (*whole.values(), *verbatim.values())
+            ),
         )
 
     def find(self, texts: Iterable[Sequence[str]]) -> Iterator[Contamination | None]:
@@ -222,17 +242,22 @@ class _Batch:
     row_count: int = 0
     message_bounds: list[int] = field(default_factory=lambda: [0])
     message_rows: list[int] = field(default_factory=list)
-    spans: list[tuple[int, int, int]] = field(default_factory=list)  # row, start, end
+    # Lines, and messages of several lines: row, start and end in words, folded text.
+    spans: list[tuple[int, int, int, str]] = field(default_factory=list)
 
     def add(self, texts: Sequence[str]) -> None:
         row = self.row_count
         for text in texts:
-            start = line_start = len(self.words)
-            for words in words_by_line(text):
-                self.words += words
-                self.spans.append((row, line_start, len(self.words)))
-                line_start = len(self.words)
-            self.spans.append((row, start, len(self.words)))
+            folded = fold(text)
+            start = len(self.words)
+            lines = folded.splitlines()
+            for line in lines:
+                if found := words_of(line):
+                    line_start = len(self.words)
+                    self.words += found
+                    self.spans.append((row, line_start, len(self.words), line))
+            if len(lines) > 1:
+                self.spans.append((row, start, len(self.words), folded))
             self.message_bounds.append(len(self.words))
             self.message_rows.append(row)
         self.row_count += 1
@@ -248,8 +273,7 @@ class _Batch:
                 if index.n == n:
                     self._match_runs(name, index, hashes, starts, rows, found)
         for name, index in indexes.items():
-            if index._whole:
-                self._match_whole(name, index, found)
+            self._match_whole(name, index, found)
         return found
 
     def _match_runs(
@@ -277,12 +301,18 @@ class _Batch:
     def _match_whole(
         self, name: str, index: HeldOutIndex, found: list[dict[str, Contamination]]
     ) -> None:
-        for row, start, end in self.spans:
-            if end - start in index._whole_lengths and name not in found[row]:
-                text = " ".join(self.words[start:end])
-                test_row = index._whole.get(text)
-                if test_row is not None:
-                    found[row][name] = Contamination(index._references[test_row], text)
+        if not index._whole_lengths:
+            return
+        for row, start, end, folded in self.spans:
+            if end - start not in index._whole_lengths or name in found[row]:
+                continue
+            for table, text in (
+                (index._whole, " ".join(self.words[start:end])),
+                (index._verbatim, _with_symbols(folded)),
+            ):
+                if text in table:
+                    found[row][name] = Contamination(index._references[table[text]], text)
+                    break
 
 
 def _runs_within(bounds: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -315,3 +345,14 @@ def _in_many_rows(hashes: np.ndarray, rows: np.ndarray, groups: list[np.ndarray]
         row_counts = np.diff(np.append(first, len(key)))
         common.append(key[first][row_counts > limits[group[first]]])
     return np.concatenate(common)
+
+
+def _uncommon(texts: Mapping[int, str], groups: list[np.ndarray]) -> dict[str, int]:
+    """{text: the first row that is it}, without the texts that many rows are."""
+    rows = np.array(list(texts), int)
+    hashes = np.array([_word_hash(text) for text in texts.values()], np.uint64)
+    uncommon = ~np.isin(hashes, _in_many_rows(hashes, rows, groups))
+    kept: dict[str, int] = {}
+    for row in rows[uncommon].tolist():
+        kept.setdefault(texts[row], row)
+    return kept

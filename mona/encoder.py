@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mona.checkpoints import deciding_files, quiet_transformers, refuse_nan
@@ -57,9 +58,7 @@ def absolute_layer(layer: int, blocks: int) -> int:
     """
     absolute = layer if layer >= 0 else blocks + 1 + layer
     if not 1 <= absolute <= blocks:
-        raise RequestError(
-            f"layer {layer} is outside the model: 1 to {blocks}, or {-blocks} to -1"
-        )
+        raise RequestError(f"layer {layer} is outside the model: 1 to {blocks}, or {-blocks} to -1")
     return absolute
 
 
@@ -75,7 +74,7 @@ class Encoder:
         self._seen: dict[int, Tensor] = {}
         self._mlp: Tensor | None = None
         self._wanted: frozenset[int] = frozenset({layer})
-        blocks = backbone.layers
+        blocks = _blocks(backbone)
         for index, block in enumerate(blocks, start=1):
             block.register_forward_hook(self._keep_output(index))
         down = _down_projection(blocks[layer - 1])
@@ -108,24 +107,30 @@ class Encoder:
         if device == "cuda" and not torch.cuda.is_available():
             raise RequestError("device cuda: torch sees no CUDA device here")
         options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-        config = AutoConfig.from_pretrained(folder, **options)
-        kept = absolute_layer(layer, config.num_hidden_layers)
-        config.num_hidden_layers = min(config.num_hidden_layers, kept + blocks_after)
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: config.num_hidden_layers]
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(folder, **options)
+            text = config.get_text_config()
+            kept = absolute_layer(layer, text.num_hidden_layers)
+            text.num_hidden_layers = min(text.num_hidden_layers, kept + blocks_after)
+            if getattr(text, "layer_types", None):
+                text.layer_types = text.layer_types[: text.num_hidden_layers]
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
                 attn_implementation="sdpa",
+                output_loading_info=True,
                 **options,
             )
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RequestError(f"{folder}: the model does not load: {first}") from error
+        model, loading = loaded
+        if loading["missing_keys"]:
+            # transformers would fill them with random values.
+            raise RequestError(f"{folder}: no weights for tensor '{min(loading['missing_keys'])}'")
         refuse_nan(model, str(folder))
         backbone = model.get_decoder()
         backbone.norm = nn.Identity()
@@ -145,7 +150,7 @@ class Encoder:
     @property
     def neighbours(self) -> list[int]:
         """The layer with those beside it that this encoder has blocks for."""
-        last = len(self.backbone.layers)
+        last = len(_blocks(self.backbone))
         return [i for i in (self.layer - 1, self.layer, self.layer + 1) if 1 <= i <= last]
 
     @torch.inference_mode()
@@ -159,6 +164,7 @@ class Encoder:
             return self._forward(batch)
         except torch.OutOfMemoryError:
             self._seen.clear()
+            self._mlp = None
             if len(batch) == 1:
                 raise WorkError(
                     f"out of memory on one sample of {len(batch[0].ids)} tokens: lower max_length"
@@ -174,7 +180,9 @@ class Encoder:
         )
 
     @torch.inference_mode()
-    def forward_layers(self, batch: Sequence[Tokenised], layers: Sequence[int]) -> dict[int, Tensor]:
+    def forward_layers(
+        self, batch: Sequence[Tokenised], layers: Sequence[int]
+    ) -> dict[int, Tensor]:
         """{layer: residual streams [T, width]} of the batch's counted tokens."""
         before, self._wanted = self._wanted, frozenset(layers)
         try:
@@ -182,6 +190,7 @@ class Encoder:
             return {layer: self._seen.pop(layer)[counted] for layer in layers}
         finally:
             self._wanted = before
+            self._mlp = None
 
     def _forward(self, batch: Sequence[Tokenised]) -> TokenStates:
         counted = self._run(batch)
@@ -219,10 +228,19 @@ class Encoder:
         self._mlp = inputs[0]
 
 
+def _blocks(backbone: nn.Module) -> nn.ModuleList:
+    """The transformer blocks, under the names decoders give them."""
+    for name in ("layers", "h", "blocks"):
+        found = getattr(backbone, name, None)
+        if isinstance(found, nn.ModuleList):
+            return found
+    raise RequestError(f"the blocks of {type(backbone).__name__} are not where they are known")
+
+
 def _down_projection(block: nn.Module) -> nn.Linear:
     """The projection whose input is act(gate) * up, by the names that gated MLPs use."""
     for name in ("down_proj", "w2", "dense_4h_to_h", "fc2", "c_proj"):
         found = [m for n, m in block.named_modules() if n.endswith(f"mlp.{name}")]
         if found and isinstance(found[0], nn.Linear):
             return found[0]
-    raise RequestError("the model's blocks have no MLP projection this encoder knows")
+    raise RequestError(f"{type(block).__name__} has no MLP projection this encoder knows")

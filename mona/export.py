@@ -43,9 +43,7 @@ _PARQUET_ROWS = 1_000
 Row = dict[str, Any]
 
 
-def export(
-    rows: Iterable[Row], fmt: ExportFormat, out: Path, *, force: bool = False
-) -> list[Path]:
+def export(rows: Iterable[Row], fmt: ExportFormat, out: Path, *, force: bool = False) -> list[Path]:
     """Writes rows, streamed and in order, and returns the files written.
 
     - jsonl: one object a line, `messages` beside the lineage columns.
@@ -108,7 +106,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -198,8 +196,19 @@ def _write_llamafactory(rows: Iterable[Row], out: Path, force: bool) -> list[Pat
     entries = _dataset_entries(info)
     if name in entries and not force:
         raise RequestError(f"{info}: has an entry '{name}'; give --force to overwrite it")
-    entries[name] = {
-        "file_name": data.name,
+    entries[name] = _llamafactory_entry(data.name)
+    with _replacing(data) as temporary, temporary.open("w", encoding="utf-8") as file:
+        _write_array(rows, _as_llamafactory, file)
+    with _replacing(info) as temporary:
+        text = json.dumps(entries, ensure_ascii=False, indent=2)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return [data, info]
+
+
+def _llamafactory_entry(file_name: str) -> dict[str, Any]:
+    """What dataset_info.json says of a file of role/content messages."""
+    return {
+        "file_name": file_name,
         "formatting": "sharegpt",
         "columns": {"messages": "messages"},
         "tags": {
@@ -211,12 +220,6 @@ def _write_llamafactory(rows: Iterable[Row], out: Path, force: bool) -> list[Pat
             "system_tag": "system",
         },
     }
-    with _replacing(data) as temporary, temporary.open("w", encoding="utf-8") as file:
-        _write_array(rows, _as_llamafactory, file)
-    with _replacing(info) as temporary:
-        text = json.dumps(entries, ensure_ascii=False, indent=2)
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return [data, info]
 
 
 def _dataset_entries(info: Path) -> dict[str, Any]:

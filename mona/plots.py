@@ -21,9 +21,7 @@ _TOP_SOURCES = 15
 _NAME_LENGTH = 34
 
 
-def score_histogram(
-    edges: np.ndarray, pool_counts: np.ndarray, chosen_counts: np.ndarray
-) -> bytes:
+def score_histogram(edges: np.ndarray, pool_counts: np.ndarray, chosen_counts: np.ndarray) -> bytes:
     """PNG of how many samples have which score: `edges` [bins + 1], counts [bins]."""
 
     def draw(axes: Any) -> None:

@@ -56,9 +56,7 @@ def _groups(subtasks: Sequence[str], rows: int) -> tuple[np.ndarray, int]:
     return groups, len(names)
 
 
-def _mean(
-    total: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, count: int
-) -> np.ndarray:
+def _mean(total: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, count: int) -> np.ndarray:
     """The mean of the groups' means; `total` sums the rows that a boolean mask [S] picks."""
     if not len(groups):
         raise WorkError("a prototype needs at least one example and there is none")

@@ -25,9 +25,7 @@ from mona.spec import Budget
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _BINS = 40
-_SCHEMA = pa.schema(
-    [("sample_id", pa.string()), ("score", pa.float32()), ("length", pa.int64())]
-)
+_SCHEMA = pa.schema([("sample_id", pa.string()), ("score", pa.float32()), ("length", pa.int64())])
 # Rows gathered before they are merged into the candidates.
 _MERGE_ROWS = 65_536
 
@@ -107,16 +105,18 @@ class TopRanked:
 
         Raises WorkError naming the sample whose score is not finite.
         """
-        if lengths is None and self._budget.tokens is not None:
-            raise ValueError("a token budget needs the rows' lengths")
         rows = pa.table(
             [
                 _array(sample_ids, pa.string()),
                 _array(scores, pa.float32()),
-                pa.nulls(len(scores), pa.int64()) if lengths is None else _array(lengths, pa.int64()),
+                pa.nulls(len(scores), pa.int64())
+                if lengths is None
+                else _array(lengths, pa.int64()),
             ],
             schema=_SCHEMA,
         )
+        if self._budget.tokens is not None and rows.column("length").null_count:
+            raise ValueError("a token budget needs the length of every row")
         self._scanned += rows.num_rows
         if len(self._excluded):
             rows = rows.filter(
@@ -148,14 +148,14 @@ class TopRanked:
             enough = self._rows_that_fit(ranked) + 1
         else:
             enough = rows_within(self._budget, self._pool_rows)
-        self._candidates = ranked.slice(0, enough).combine_chunks()
+        self._candidates = ranked.slice(0, enough)
         self._incoming, self._incoming_rows = [], 0
         if self._candidates.num_rows == enough:
             self._threshold = self._candidates.column("score")[-1].as_py()
 
     def _rows_that_fit(self, ranked: pa.Table) -> int:
         totals = np.cumsum(ranked.column("length").to_numpy())
-        return int(np.searchsorted(totals, self._budget.tokens, side="right"))
+        return int((totals <= self._budget.tokens).sum())
 
     def finish(self) -> Selection:
         """The selection. Raises WorkError when rows are missing or come twice, when none is
@@ -166,12 +166,11 @@ class TopRanked:
         scores = np.concatenate([*self._scores, np.zeros(0, np.float32)])
         eligible = len(scores)
         if not eligible:
-            raise WorkError(
-                f"none of the pool's {self._pool_rows} rows is eligible for selection"
-            )
+            raise WorkError(f"none of the pool's {self._pool_rows} rows is eligible for selection")
         if self._budget.tokens is not None:
             taken = self._rows_that_fit(self._candidates)
-            budget_met = taken < eligible
+            lengths_taken = self._candidates.column("length").slice(0, taken)
+            budget_met = taken < eligible or pc.sum(lengths_taken).as_py() == self._budget.tokens
             if not taken:
                 best = self._candidates.slice(0, 1).to_pylist()[0]
                 raise WorkError(

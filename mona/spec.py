@@ -124,7 +124,9 @@ class DatasetSpec(Spec):
     """An instruction pool."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
-    max_bad_rows: float = Field(default=0.01, ge=0, le=1, description="share that may be unreadable")
+    max_bad_rows: float = Field(
+        default=0.01, ge=0, le=1, description="share that may be unreadable"
+    )
     subsample: Subsample | None = None
 
     @model_validator(mode="after")
@@ -239,7 +241,9 @@ class ModelSpec(Spec):
     language_model: LanguageModel
     sae: SaeSpec
     layer: int = Field(default=-2, description="index into hidden_states; -2: penultimate block")
-    k: int | None = Field(default=None, ge=1, description="latents kept a token; default: the SAE's")
+    k: int | None = Field(
+        default=None, ge=1, description="latents kept a token; default: the SAE's"
+    )
     pooling: Literal["mean", "sum"] = "mean"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     max_length: int = Field(default=8192, ge=2, description="tokens, template included")

@@ -55,6 +55,6 @@ def _float16(view: Tensor, name: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise WorkError(f"view '{name}' holds a value that is not finite")
     largest = float(np.abs(values).max()) if values.size else 0.0
-    if largest > np.finfo(np.float16).max:
+    if largest > float(np.finfo(np.float16).max):
         raise WorkError(f"view '{name}': {largest:.6g} does not fit float16")
     return values.astype(np.float16)

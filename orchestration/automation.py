@@ -26,8 +26,10 @@ def changed_inputs() -> dg.AutomationCondition[dg.AssetKey]:
         | condition.code_version_changed()
         | condition.newly_missing()
     )
-    ready = ~condition.in_progress() & ~condition.any_deps_in_progress() & (
-        ~condition.any_deps_missing()
+    ready = (
+        ~condition.in_progress()
+        & ~condition.any_deps_in_progress()
+        & (~condition.any_deps_missing())
     )
     return (changed & ready & condition.all_deps_blocking_checks_passed()).with_label(
         "inputs changed"

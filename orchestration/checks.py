@@ -40,12 +40,15 @@ def build_checks(config: Config, partitions: Partitions) -> list[dg.AssetChecksD
     return checks
 
 
-def _result(name: str, key: dg.AssetKey, faults: int, what: str, **shown: Any) -> (
-    dg.AssetCheckResult
-):
+def _result(
+    name: str, key: dg.AssetKey, faults: int, what: str, **shown: Any
+) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        passed=faults == 0, check_name=name, asset_key=key,
-        description=f"{faults} {what}" if faults else "", metadata={what: faults, **shown},
+        passed=faults == 0,
+        check_name=name,
+        asset_key=key,
+        description=f"{faults} {what}" if faults else "",
+        metadata={what: faults, **shown},
     )
 
 
@@ -180,8 +183,13 @@ def _coverage(store: Store, table: str, dataset: str, key: dg.AssetKey) -> dg.As
     extra = int(pc.sum(pc.invert(pc.is_in(stored, pool))).as_py() or 0)
     repeated = len(stored) - len(pc.unique(stored))
     return _result(
-        "coverage", key, missing + extra + repeated, "rows missing, extra or repeated",
-        missing=missing, extra=extra, repeated=repeated,
+        "coverage",
+        key,
+        missing + extra + repeated,
+        "rows missing, extra or repeated",
+        missing=missing,
+        extra=extra,
+        repeated=repeated,
     )
 
 
@@ -219,5 +227,3 @@ def _selection_check(
 def _dataset_and_model(key: str) -> tuple[str, str]:
     assert isinstance(key, dg.MultiPartitionKey)
     return key.keys_by_dimension["dataset"], key.keys_by_dimension["model"]
-
-

@@ -5,10 +5,12 @@ Exit codes: 0 done, 1 the work failed, 2 the request or configuration is wrong.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mona.errors import MonaError, RequestError, WorkError
 from orchestration.config import CONFIG_VARIABLE, Config, load_config
 
 if TYPE_CHECKING:
-    import dagster as dg
+    from mona.export import ExportFormat
 
 _OUT = Console()
 _config_option = click.option(
@@ -199,6 +202,24 @@ def show(
     _print_table(shown, columns, "nothing was chosen")
 
 
+@select.command("summary")
+@_config_option
+def summary(config_path: str | None) -> None:
+    """For every selection made: its largest sources and its five best rows."""
+    config = load_config(config_path)
+    for target, recipe, dataset, model in itertools.product(
+        config.targets, config.recipes, config.datasets, config.models
+    ):
+        rows = _chosen(config, f"{target}/{recipe}", dataset, model)
+        counts = Counter(row["source"] for row in rows)
+        top = ", ".join(f"{source} {count}" for source, count in counts.most_common(8))
+        click.echo(f"\n{target}/{recipe} from {dataset} by {model}: {len(rows)} samples")
+        click.echo(f"  largest sources: {top}")
+        for row in rows[:5]:
+            text = _one_line(row["messages"], 110)
+            click.echo(f"  {row['rank']}. {row['score']:.4f} {row['source']}: {text}")
+
+
 @cli.command()
 @click.argument("selection")
 @_config_option
@@ -217,7 +238,7 @@ def export(
     config_path: str | None,
     dataset: str | None,
     model: str | None,
-    fmt: str,
+    fmt: ExportFormat,
     out: str,
     force: bool,
 ) -> None:
@@ -295,7 +316,8 @@ def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], empty: 
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(str(row.get(column, "")) for column in columns))
+        # Text, since a partition in brackets would be read as markup.
+        table.add_row(*(Text(str(row.get(column, ""))) for column in columns))
     # Into a pipe, a table keeps its full width: cut cells can't be searched.
     console = _OUT if sys.stdout.isatty() else Console(width=240)
     console.print(table)

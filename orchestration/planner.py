@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
@@ -34,21 +35,21 @@ class Choice:
 
     def checked(self, config: Config) -> Choice:
         """The choice with empty parts filled in. RequestError for a name that is not there."""
-        parts = {
-            "dataset": (self.datasets, config.datasets),
-            "model": (self.models, config.models),
-            "target": (self.targets, config.targets),
-            "recipe": (self.recipes, config.recipes),
-        }
-        for kind, (wanted, known) in parts.items():
+        if self.upto not in UPTO:
+            raise RequestError(f"--upto {self.upto}: one of {', '.join(UPTO)}")
+
+        def filled(kind: str, wanted: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
             for name in wanted:
                 if name not in known:
                     raise RequestError(f"no {kind} is called '{name}' in {config.path}")
-        if self.upto not in UPTO:
-            raise RequestError(f"--upto {self.upto}: one of {', '.join(UPTO)}")
-        filled = {kind: tuple(wanted or known) for kind, (wanted, known) in parts.items()}
+            return wanted or tuple(known)
+
         return Choice(
-            filled["dataset"], filled["model"], filled["target"], filled["recipe"], self.upto
+            filled("dataset", self.datasets, config.datasets),
+            filled("model", self.models, config.models),
+            filled("target", self.targets, config.targets),
+            filled("recipe", self.recipes, config.recipes),
+            self.upto,
         )
 
 
@@ -101,8 +102,8 @@ def steps(config: Config, choice: Choice) -> list[Step]:
             for target in chosen.targets
         ]
     if chosen.upto == "selection":
-        keys = tuple(selection(t, r) for t in chosen.targets for r in chosen.recipes)
-        planned += [Step(keys, key) for key in multi]
+        made = tuple(selection(t, r) for t in chosen.targets for r in chosen.recipes)
+        planned += [Step(made, key) for key in multi]
     return planned
 
 
@@ -172,7 +173,9 @@ class Standing:
                 if check.asset_key != parent:
                     continue
                 history = self.instance.event_log_storage.get_asset_check_execution_history(
-                    check, limit=1, partition_filter=_only(parent_partition)
+                    check,
+                    limit=1,
+                    partition_filter=PartitionKeyFilter(key=parent_partition),
                 )
                 if history and history[0].status == AssetCheckExecutionRecordStatus.FAILED:
                     event = history[0].event
@@ -181,14 +184,6 @@ class Standing:
                         shown = label(parent, parent_partition)
                         return f"{shown}: check {check.name} failed: {evaluation.description}"
         return None
-
-
-def _only(partition: str | None) -> object | None:
-    if partition is None:
-        return None
-    from dagster._core.event_api import PartitionKeyFilter
-
-    return PartitionKeyFilter(key=partition)
 
 
 def _why(cause: object) -> str:

@@ -312,7 +312,9 @@ class Encodings:
             codes = encode(states.states, states.offsets) if encode is not None else None
             self.report.padded_tokens += len(batch) * max(len(rows[i].ids) for i in batch)
             for row_in_batch, i in enumerate(batch):
-                span = slice(int(states.offsets[row_in_batch]), int(states.offsets[row_in_batch + 1]))
+                span = slice(
+                    int(states.offsets[row_in_batch]), int(states.offsets[row_in_batch + 1])
+                )
                 if keep_states is not None:
                     keep_states[window[i][0]] = states.states[span].float().cpu()
                 made[i] = {
@@ -365,7 +367,10 @@ class Encodings:
         self.store.append(self.table, views.filter(pa.array(fresh_views)))
         if codes_table is not None and encoded.codes:
             rows = _codes_rows(
-                encoded.ids, encoded.n_tokens, encoded.lengths, concatenate(encoded.codes),
+                encoded.ids,
+                encoded.n_tokens,
+                encoded.lengths,
+                concatenate(encoded.codes),
                 self.store.open(codes_table).schema,
             )
             self.store.append(codes_table, rows.filter(pa.array(fresh_codes)))
@@ -412,8 +417,11 @@ class Encodings:
             self.store.append(
                 codes_table,
                 _codes_rows(
-                    rows.column("sample_id").to_pylist(), counts,
-                    rows.column("length").to_pylist(), codes, schema,
+                    rows.column("sample_id").to_pylist(),
+                    counts,
+                    rows.column("length").to_pylist(),
+                    codes,
+                    schema,
                 ),
             )
             self.report.from_cache += len(counts)

@@ -28,7 +28,7 @@ class EngineSpec(Spec):
     )
 
 
-class Engine(dg.ConfigurableResource): 
+class Engine(dg.ConfigurableResource):
     """The machine as the assets see it."""
 
     device: str = "auto"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
-class Models(dg.ConfigurableResource): 
+class Models(dg.ConfigurableResource):
     """Models under `home`; `device` decides the automatic dtype."""
 
     home: str

@@ -23,7 +23,7 @@ from mona.fingerprint import fingerprint
 from mona.spec import DatasetSpec, Hub, ModelSpec, Source, TargetFiles, TargetSpec, Wheel
 
 
-class Sources(dg.ConfigurableResource): 
+class Sources(dg.ConfigurableResource):
     """Files and rows of the outside world; downloads and digests are kept under `home`."""
 
     home: str
@@ -32,7 +32,8 @@ class Sources(dg.ConfigurableResource):
         """The files of a `path` or `wheel`, sorted by name. `where` is the key for messages."""
         if given.wheel is not None:
             return self.wheel_files(given.wheel)
-        assert given.path is not None
+        if given.path is None:
+            raise RequestError(f"{where}: a target is read from a path or a wheel, not from a hub")
         return local_files(given.path, where)
 
     def wheel_files(self, wheel: Wheel) -> list[DataFile]:
@@ -108,9 +109,7 @@ class Sources(dg.ConfigurableResource):
             return given.hub.model_dump(mode="json")
         return sorted([file.name, self.digest(file)] for file in self.files(given, where))
 
-    def dataset_version(
-        self, name: str, dataset: DatasetSpec, models: dict[str, ModelSpec]
-    ) -> str:
+    def dataset_version(self, name: str, dataset: DatasetSpec, models: dict[str, ModelSpec]) -> str:
         """The version of a dataset's entry: its fields and the content of its files."""
         fields = dataset.model_dump(mode="json", exclude={"sources": {"__all__": {"path"}}})
         origins = [
@@ -127,10 +126,8 @@ class Sources(dg.ConfigurableResource):
         return fingerprint(
             fields=fields,
             examples=self.origin_version(target.examples, f"targets.{name}.examples"),
-            test=self.origin_version(target.test, f"targets.{name}.test") if target.test else None,
-            task_ids=[
-                getattr(files, "task_ids", None) for files in (target.examples, target.test) if files
-            ],
+            test=target.test and self.origin_version(target.test, f"targets.{name}.test"),
+            task_ids=[files.task_ids for files in (target.examples, target.test) if files],
         )
 
 
@@ -139,9 +136,7 @@ def local_files(path: str, where: str) -> list[DataFile]:
     expanded = Path(path).expanduser()
     if expanded.is_dir():
         found = sorted(
-            file
-            for file in expanded.rglob("*")
-            if file.is_file() and not file.name.startswith(".")
+            file for file in expanded.rglob("*") if file.is_file() and not file.name.startswith(".")
         )
     elif expanded.is_file():
         found = [expanded]
@@ -160,5 +155,3 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-

@@ -26,7 +26,7 @@ _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _IDS_PER_DELETE = 1_000
 
 
-class Store(dg.ConfigurableResource): 
+class Store(dg.ConfigurableResource):
     """Tables under `root` (a folder or an object-store URI); local files under `home`."""
 
     root: str
@@ -108,7 +108,9 @@ class Store(dg.ConfigurableResource):
         if table is None:
             with _disk_errors(name):
                 # exist_ok makes two creators safe; the key keeps a row from entering twice.
-                created = self._connection.create_table(_checked(name), schema=schema, exist_ok=True)
+                created = self._connection.create_table(
+                    _checked(name), schema=schema, exist_ok=True
+                )
                 created.to_lance()  # fails here, not at the first append, if it is unreadable
             return
         if table.schema.metadata != schema.metadata or not table.schema.equals(schema):
@@ -184,8 +186,10 @@ class Store(dg.ConfigurableResource):
             else pa.schema([dataset_schema.field(column) for column in columns])
         )
         batches = list(self.scan(name, columns, **options))
-        return pa.Table.from_batches(batches, schema=schema.remove_metadata()) if batches else (
-            schema.empty_table()
+        return (
+            pa.Table.from_batches(batches, schema=schema.remove_metadata())
+            if batches
+            else (schema.empty_table())
         )
 
     def sample_ids(self, name: str, *, version: int | None = None) -> pa.Array:

@@ -3,7 +3,7 @@ a seeded order, the first of them held out for quality."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -36,6 +36,16 @@ class TokenSample:
         order = np.concatenate(pairs).astype(np.int64)
         return order[np.random.default_rng(self.seed).permutation(len(order))]
 
+    def run_model(self, tokens: int, progress: Callable[[int], None]) -> None:
+        """One forward pass over the sample, up to `tokens`, into the token caches that have
+        room; afterwards reading it costs no forward pass."""
+        seen = 0
+        for states in self._states(self._order, cached_only=True):
+            seen += len(states)
+            progress(1)
+            if seen >= tokens + self.held_out_tokens:
+                return
+
     @cached_property
     def held_out(self) -> list[torch.Tensor]:
         """Residual streams [n, d] of the samples set aside, at least `held_out_tokens` tokens
@@ -67,13 +77,14 @@ class TokenSample:
             if seen >= tokens:
                 return
 
-    def _states(self, order: np.ndarray) -> Iterator[torch.Tensor]:
+    def _states(self, order: np.ndarray, *, cached_only: bool = False) -> Iterator[torch.Tensor]:
+        if cached_only:
+            roomy = [i for i, pool in enumerate(self.encodings) if pool.caches_tokens]
+            order = order[np.isin(order[:, 0], roomy)]
         for start in range(0, len(order), _CHUNK):
             chunk = order[start : start + _CHUNK]
             streams = {
-                int(pool): self.encodings[pool].token_states(
-                    chunk[chunk[:, 0] == pool, 1].tolist()
-                )
+                int(pool): self.encodings[pool].token_states(chunk[chunk[:, 0] == pool, 1].tolist())
                 for pool in np.unique(chunk[:, 0])
             }
             for pool in chunk[:, 0]:

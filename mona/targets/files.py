@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,6 +17,8 @@ from mona.errors import RequestError
 from mona.files import DataFile
 from mona.sample import Message
 from mona.targets.row import TargetRow
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def records(file: DataFile) -> Iterator[RawRow]:
@@ -72,6 +75,8 @@ def text(file: DataFile, row: int, data: Mapping[str, Any], field: str) -> str:
         raise row_error(file, row, f"field '{field}' is a {type(value).__name__}, not text")
     if not value.strip():
         raise row_error(file, row, f"field '{field}' is empty")
+    if not value.isascii() and _LONE_SURROGATE.search(value):
+        raise row_error(file, row, f"half a surrogate pair in field '{field}'")
     return value
 
 

@@ -108,7 +108,7 @@ def _literal_samples(file: DataFile, function: str) -> Any:
             if len(node.body) == 1 and isinstance(last, ast.Return) and last.value is not None:
                 try:
                     return ast.literal_eval(last.value)
-                except ValueError:
+                except (ValueError, TypeError):
                     break
     raise RequestError(f"{file.name}: its samples are made by code ({function}), which is not run")
 

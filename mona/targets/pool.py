@@ -8,7 +8,7 @@ from typing import Any
 from mona.files import DataFile
 from mona.formats import FormatError, to_messages
 from mona.sample import Message
-from mona.targets.files import records, row_error, stem
+from mona.targets.files import records, row_error, stem, text
 from mona.targets.row import TargetRow
 
 _PROMPTS = ("prompt", "question", "instruction", "input")
@@ -29,11 +29,8 @@ def read_pool_format(file: DataFile) -> list[TargetRow]:
 
 def _messages(file: DataFile, row: int, data: Mapping[str, Any]) -> tuple[Message, ...]:
     fields = {field: value for field, value in data.items() if value is not None}
-    prompt = next(iter(fields.values()), None)
-    if len(fields) == 1 and fields.keys() <= set(_PROMPTS) and isinstance(prompt, str):
-        if not prompt.strip():
-            raise row_error(file, row, "the prompt is empty")
-        return (Message("user", prompt),)
+    if len(fields) == 1 and fields.keys() <= set(_PROMPTS):
+        return (Message("user", text(file, row, fields, *fields)),)
     try:
         (messages,) = to_messages(dict(data), "auto", "refuse")
     except FormatError as error:

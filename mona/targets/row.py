@@ -22,7 +22,8 @@ class TargetRow:
 
     messages: the user turn and, where the file has a gold answer, the assistant turn.
     subtask: subject, language or domain; the unit of balanced prototypes.
-    file, row: where it was read; rows count from 1 (lines of a JSONL file, entries elsewhere).
+    file, row: where it was read. `row` counts from 1: the line where a row of JSON or JSON Lines
+        starts, the number of the entry in other files.
     question: what is compared with the pool: the question without answer options, added
         instructions, passages or tests, so that a copy in another layout is still found.
 

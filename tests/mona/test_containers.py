@@ -8,6 +8,8 @@ import itertools
 import json
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mona.containers
 from mona.containers import BadRow, EmptyFileError, RawRow, read_rows
 from mona.errors import RequestError
 from mona.files import DataFile
@@ -164,7 +167,7 @@ def test_each_bad_line_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     assert reasons[5] == "invalid JSON: Extra data (column 10)"
 
 
-A, B, C = ('{"k": "%s", "nested": [{"m": 1}]}' % name for name in "abc")
+A, B, C = (json.dumps({"k": name, "nested": [{"m": 1}]}) for name in "abc")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +189,7 @@ A, B, C = ('{"k": "%s", "nested": [{"m": 1}]}' % name for name in "abc")
         (f'[{A},\n{{"k": "b,\n "nested": []}},\n{C}]', "ac", [(2, "Invalid control character")]),
         (f'[{A},\n{{"k": "b, "nested": []}},\n{C}]', "ac", [(2, "Expecting ',' delimiter")]),
         (f'[{{"k" "a"}},\n{B},{C}]', "bc", [(1, "Expecting ':' delimiter")]),
+        (f'[{{"k": "a", "nested": [{{"m" 1}}, {{"m": 2}}]}},\n{B}]', "b", [(1, "Expecting ':'")]),
         (f"[{A},\n[1],\n{C}]", "ac", [(2, "the row is a JSON list, not an object")]),
         (f'[{A},\n{{"k": {"[" * 100_000}}},\n{C}]', "ac", [(2, "recursion")]),
     ],
@@ -206,20 +210,62 @@ def test_a_wrong_byte_in_an_array_costs_one_object(tmp_path: Path) -> None:
     assert bad == [(3, "not UTF-8 (byte 0xFC)")]
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.data())
-def test_a_long_array_loses_only_the_damaged_row(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.sampled_from('a{["]},:\\\n\t\u2028é𝄞'), max_size=40)
+)
+
+
+@contextmanager
+def reads_of(size: int) -> Iterator[None]:
+    """Texts are read so many characters at a time, so that reads end anywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mona.containers, "_READ_BYTES", size)
+        yield
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["k", "long name"]), SCALARS) | SCALARS, min_size=1),
+    st.integers(1, 40),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+)
+def test_an_array_is_read_as_a_strict_parser_reads_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    values: list[Any],
+    size: int,
+    indent: int | None,
+    ascii_only: bool,
 ) -> None:
-    # Rows around and above the size of a read, so that faults and reads fall anywhere.
-    sizes = data.draw(st.lists(st.sampled_from([2, 300_000, 1_500_000]), min_size=2, max_size=5))
-    hurt = data.draw(st.integers(0, len(sizes) - 1))
-    elements = [json.dumps({"n": n, "text": "x\n" * (size // 2)}) for n, size in enumerate(sizes)]
+    text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
+    path = written(tmp_path_factory.mktemp("array"), "a.json", text)
+    with reads_of(size):
+        good, bad = faults(path)
+    assert good == [value for value in values if isinstance(value, dict)]
+    kinds = [type(value).__name__ for value in values if not isinstance(value, dict)]
+    assert [reason for _, reason in bad] == [
+        f"the row is a JSON {kind}, not an object" for kind in kinds
+    ]
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(1, 40))
+def test_only_the_damaged_row_is_lost_wherever_the_damage_is(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, size: int
+) -> None:
+    lengths = data.draw(st.lists(st.sampled_from([0, 5, 60]), min_size=2, max_size=5))
+    elements = [json.dumps({"n": n, "t": "x\n" * length}) for n, length in enumerate(lengths)]
+    hurt = data.draw(st.integers(0, len(lengths) - 1))
     cut = data.draw(st.integers(1, len(elements[hurt]) - 1))
     elements[hurt] = elements[hurt][:cut] + "\x00" + elements[hurt][cut:]
     path = written(tmp_path_factory.mktemp("array"), "a.json", "[" + ",\n".join(elements) + "]")
-    good, bad = faults(path)
-    assert [row["n"] for row in good] == [n for n in range(len(sizes)) if n != hurt]
+    with reads_of(size):
+        good, bad = faults(path)
+    assert [row["n"] for row in good] == [n for n in range(len(lengths)) if n != hurt]
     assert [line for line, _ in bad] == [hurt + 1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -44,14 +45,22 @@ def _rows(lengths: list[int], vocabulary: int = 256) -> list[Tokenised]:
     ]
 
 
+@functools.lru_cache(maxsize=1)
+def _full_model(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def _full_model_streams(folder: Path, row: Tokenised) -> list[torch.Tensor]:
     """hidden_states of the untouched model on one unpadded row, with the true pre-norm last."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = _full_model(folder)
     before_norm: list[torch.Tensor] = []
-    model.model.norm.register_forward_pre_hook(lambda _module, inputs: before_norm.append(inputs[0]))
+    handle = model.model.norm.register_forward_pre_hook(
+        lambda _module, inputs: before_norm.append(inputs[0])
+    )
     ids = torch.from_numpy(row.ids.astype(np.int64))[None]
     with torch.no_grad():
         streams = model(input_ids=ids, output_hidden_states=True).hidden_states
+    handle.remove()
     return [*(stream[0] for stream in streams[:-1]), before_norm[0][0]]
 
 
@@ -72,7 +81,7 @@ def test_streams_of_every_layer_are_the_full_models(tiny_llama: Path, layer: int
     made = _load(tiny_llama, layer).forward(rows)
     for row, got in zip(rows, _slices(made), strict=True):
         expected = _full_model_streams(tiny_llama, row)[layer][torch.from_numpy(row.counted)]
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_last_layer_is_before_the_final_norm(tiny_llama: Path) -> None:
@@ -107,7 +116,7 @@ def test_only_the_needed_blocks_are_kept(tiny_llama: Path) -> None:
     assert not hasattr(_load(tiny_llama, 2).backbone, "lm_head")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_a_row_does_not_depend_on_its_batch(encoder: Encoder, data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=6))
@@ -156,7 +165,7 @@ def test_several_layers_in_one_pass(tiny_llama: Path) -> None:
                 for row in rows
             ]
         )
-        torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
 
 
 class _Memory:
@@ -257,7 +266,7 @@ def test_a_missing_weight_is_refused_not_invented(copied: Path) -> None:
     tensors = load_file(copied / "model.safetensors")
     del tensors["model.layers.1.self_attn.q_proj.weight"]
     save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RequestError, match=r"layers\.1\.self_attn\.q_proj\.weight"):
+    with pytest.raises(RequestError, match=r"no weights.*layers\.1\.self_attn\.q_proj\.weight"):
         _load(copied)
 
 
@@ -290,7 +299,7 @@ def test_an_architecture_whose_blocks_are_not_known_is_refused(
     )
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tmp_path / "gpt2" / name, copied / name)
-    with pytest.raises(RequestError, match=r"GPT2|gpt2"):
+    with pytest.raises(RequestError, match="GPT2Block has no MLP projection"):
         _load(copied)
 
 

@@ -392,10 +392,15 @@ def test_a_label_that_is_a_class_is_no_preference() -> None:
 
 # --- anything -----------------------------------------------------------------------------
 
+
+def _fields(value: Any) -> set[str]:
+    """All keys of objects within a value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set(value if isinstance(value, dict) else ()).union(*map(_fields, inner))
+
+
 FIELDS = st.sampled_from(
-    "instruction input output response context prompt completion question answer rationale system "
-    "history messages conversations from value role content type text tool_calls tools replies "
-    "rank deleted ideal Definition inputs targets chosen rejected label name 0 1 2".split()
+    sorted(_fields([row for _, row, _ in CASES] + [r for r, _ in PREFERENCES]))
 )
 VALUES = st.recursive(
     st.none()

@@ -1,0 +1,51 @@
+# Every target sets up what it needs: on a fresh machine `make demo` and `make test` are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# torch by its exact version and alone, so that an index with a CPU build of it is used.
+TORCH := $(shell grep '^torch==' constraints.txt)
+CONFIG ?= examples/demo.yaml
+export MONA_CONFIG := $(CONFIG)
+
+.PHONY: demo test acceptance bench ui lint clean
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --no-compile $(TORCH)
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[ui,dev]'
+	touch $@
+
+$(VENV)/ui.stamp: $(VENV)/run.stamp
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[ui]'
+	touch $@
+
+demo: $(VENV)/run.stamp
+	$(BIN)/mona run
+	@$(BIN)/mona select summary
+	@echo 'Next: make ui, then http://127.0.0.1:3000; or mona select show gsm8k/mona --config $(CONFIG)'
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m 'not acceptance'
+
+acceptance: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m acceptance
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m bench.encoding
+	$(BIN)/python -m bench.scoring
+
+ui: $(VENV)/ui.stamp
+	$(BIN)/mona ui
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) data .cache
