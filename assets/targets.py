@@ -12,7 +12,7 @@ from assets.describe import provenance, table
 from assets.encoding import GPU_POOL
 from assets.keys import SAE, Partitions, examples, model_entry, prototype, target_entry
 from mona.codes import from_arrow
-from mona.fingerprint import fingerprint, rows_digest
+from mona.fingerprint import fingerprint
 from mona.prototype import (
     balanced_dense_prototype,
     balanced_prototype,
@@ -42,7 +42,11 @@ PROTOTYPE_SCHEMA = pa.schema(
     ]
 )
 _KEYED_EXAMPLES = pa.schema(
-    [EXAMPLES_SCHEMA.field(0).with_metadata(KEY), *list(EXAMPLES_SCHEMA)[1:]]
+    [
+        EXAMPLES_SCHEMA.field(0).with_metadata(KEY),
+        *list(EXAMPLES_SCHEMA)[1:],
+        pa.field("subtasks", pa.list_(pa.string())),
+    ]
 )
 
 
@@ -159,7 +163,10 @@ def build_target(
             )
             schema = PROTOTYPE_SCHEMA.with_metadata({b"fingerprint": codes_fingerprint.encode()})
             store.replace(made, batch.cast(schema).to_batches(), schema)
-        ids = rows_digest(encodings.sample_ids.to_pylist())
+        labels = store.read(f"examples.{target}", ["sample_id", "subtasks"]).to_pydict()
+        ids = fingerprint(
+            rows=sorted(zip(labels["sample_id"], labels["subtasks"], strict=True))
+        )
         codes = vectors["codes"]
         return dg.MaterializeResult(
             data_version=dg.DataVersion(
@@ -190,14 +197,17 @@ def _by_id(rows: list[TargetRow]) -> list[tuple[str, TargetRow]]:
 
 
 def _distinct(rows: list[TargetRow]) -> pa.Table:
-    """The rows as a table, the first of each sample id."""
+    """The rows as a table, one a sample id; `subtasks` keeps every occurrence, since
+    benchmarks repeat examples and the prototype's mean runs over all of them."""
     made = to_table(rows)
-    seen: set[str] = set()
-    keep = []
-    for sample_id in made.column("sample_id").to_pylist():
-        keep.append(sample_id not in seen)
-        seen.add(sample_id)
-    return made.filter(pa.array(keep, pa.bool_()))
+    subtasks: dict[str, list[str]] = {}
+    first: list[int] = []
+    for i, row in enumerate(made.select(["sample_id", "subtask"]).to_pylist()):
+        if row["sample_id"] not in subtasks:
+            first.append(i)
+        subtasks.setdefault(row["sample_id"], []).append(row["subtask"])
+    occurrences = pa.array(list(subtasks.values()), pa.list_(pa.string()))
+    return made.take(pa.array(first, pa.int64())).append_column("subtasks", occurrences)
 
 
 def _prototypes(
@@ -209,20 +219,24 @@ def _prototypes(
     spec: TargetSpec,
 ) -> dict[str, np.ndarray]:
     """The prototype in every representation, from the stored rows of the examples."""
-    rows = store.read(f"examples.{target}", ["sample_id", "subtask"]).to_pydict()
-    subtasks = dict(zip(rows["sample_id"], rows["subtask"], strict=True))
+    rows = store.read(f"examples.{target}", ["sample_id", "subtasks"]).to_pydict()
+    subtasks = dict(zip(rows["sample_id"], rows["subtasks"], strict=True))
+
+    def every_occurrence(stored: pa.Table) -> tuple[pa.Table, list[str]]:
+        ids = stored.column("sample_id").to_pylist()
+        places = [i for i, sample_id in enumerate(ids) for _ in subtasks[sample_id]]
+        labels = [label for sample_id in ids for label in subtasks[sample_id]]
+        return stored.take(pa.array(places, pa.int64())), labels
 
     balanced = spec.prototype == "balanced"
-    stored = store.read(codes_table)
+    stored, labels = every_occurrence(store.read(codes_table))
     codes = from_arrow(stored)
-    labels = [subtasks[sample_id] for sample_id in stored.column("sample_id").to_pylist()]
     vectors = {
         "codes": balanced_prototype(codes, labels, latents)
         if balanced
         else mean_prototype(codes, latents)
     }
-    views = store.read(encodings.table, ["sample_id", *DENSE_VIEWS])
-    labels = [subtasks[sample_id] for sample_id in views.column("sample_id").to_pylist()]
+    views, labels = every_occurrence(store.read(encodings.table, ["sample_id", *DENSE_VIEWS]))
     for view in DENSE_VIEWS:
         column = views.column(view).combine_chunks()
         dense = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)

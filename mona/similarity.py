@@ -19,7 +19,9 @@ rounded to float32 as the stored L1 was, which makes J(z, z) exactly 1.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,14 +95,13 @@ def _sparse_sums(
     # reduceat misreads empty rows; they hold no non-zeros, so leaving them out moves nothing.
     rows = np.flatnonzero(np.diff(codes.indptr))
     starts, ends = codes.indptr[rows], codes.indptr[rows + 1]
-    first = 0
-    while first < len(rows):
-        begin = starts[first]
-        last = max(first + 1, int(np.searchsorted(ends, begin + _BLOCK, side="right")))
+
+    def sum_block(first: int, last: int) -> None:
         block = rows[first:last]
+        begin, end = starts[first], ends[last - 1]
         offsets = starts[first:last] - begin
-        latents = codes.indices[begin : ends[last - 1]].astype(np.intp)
-        values = codes.values[begin : ends[last - 1]].astype(np.float32)
+        latents = codes.indices[begin:end].astype(np.intp)
+        values = codes.values[begin:end].astype(np.float32)
         for column, kind in enumerate(prototypes.similarities):
             if column % _LANES == 0:
                 # The caller has checked the latents; "clip" only spares a second check.
@@ -114,7 +115,15 @@ def _sparse_sums(
         if prototypes.need_squares:
             terms = np.multiply(values, values, dtype=np.float64)
             squares[block] = np.add.reduceat(terms, offsets)
-        first = last
+
+    bounds = [0]
+    while bounds[-1] < len(rows):
+        full = np.searchsorted(ends, starts[bounds[-1]] + _BLOCK, side="right")
+        bounds.append(max(bounds[-1] + 1, int(full)))
+    # Blocks write rows of their own, and numpy lets go of the interpreter inside each call.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for _ in threads.map(sum_block, bounds[:-1], bounds[1:]):
+            pass
     return sums, squares
 
 

@@ -53,7 +53,7 @@ def bring_up_to_date(
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     bury_dead_runs(instance)
     standing = Standing(instance, definitions, config)
-    job = definitions.get_implicit_global_asset_job_def()
+    job = definitions.resolve_implicit_global_asset_job_def()
     done = Done()
     for step in steps(config, choice):
         force = retrain_sae and step.keys == (SAE,)

@@ -94,7 +94,7 @@ def test_changed_k_reads_the_token_cache_and_equals_a_fresh_run(
 
         from assets.keys import ACTIVATIONS, SAE_CODES
 
-        definitions.get_implicit_global_asset_job_def().execute_in_process(
+        definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=instance,
             asset_selection=[ACTIVATIONS, SAE_CODES],
             partition_key=dg.MultiPartitionKey({"dataset": "fruit", "model": "tiny"}),

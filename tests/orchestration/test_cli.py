@@ -1,0 +1,130 @@
+"""The command in a process of its own: exit codes, one-line errors, what is not imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.orchestration.conftest import Project, sums
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def mona(project: Project, *words: str) -> subprocess.CompletedProcess[str]:
+    project.write()
+    command = [sys.executable, "-m", "orchestration.cli", *words]
+    return subprocess.run(
+        [*command, "--config", str(project.config_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mona: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_status_and_a_run_without_work_import_neither_torch_nor_sae_lens(
+    project: Project,
+) -> None:
+    project.run()
+    for words in (["status"], ["run"]):
+        code = (
+            "import sys; sys.argv=['mona', *%r]\n"
+            "from orchestration.cli import cli\n"
+            "cli(standalone_mode=False)\n"
+            "assert 'torch' not in sys.modules and 'sae_lens' not in sys.modules\n"
+        ) % ([*words, "--config", str(project.config_path)],)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_show_and_export_read_back(project: Project, tmp_path: Path) -> None:
+    project.run(datasets=("fruit",))
+    shown = mona(project, "select", "show", "adding/mona", "--dataset", "fruit", "--json")
+    rows = json.loads(shown.stdout)
+    assert [row["rank"] for row in rows] == list(range(1, 11))
+    out = tmp_path / "subset.jsonl"
+    words = ["export", "adding/mona", "--dataset", "fruit", "--format", "jsonl", "--out", str(out)]
+    assert mona(project, *words).returncode == 0
+    written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["sample_id"] for row in written] == [row["sample_id"] for row in rows]
+    again = mona(project, *words)
+    assert again.returncode == 2
+    assert "exists" in one_line(again)
+
+
+def _missing_file(project: Project) -> None:
+    (project.root / "fruit.jsonl").unlink()
+
+
+def _empty_file(project: Project) -> None:
+    (project.root / "fruit.jsonl").write_text("")
+
+
+def _invalid_lines(project: Project) -> None:
+    with (project.root / "fruit.jsonl").open("a") as file:
+        file.write("{not json\n" * 5)
+
+
+def _no_weights(project: Project) -> None:
+    empty = project.root / "model"
+    empty.mkdir()
+    (empty / "config.json").write_text("{}")
+    project.settings["models"]["tiny"]["language_model"]["path"] = str(empty)
+
+
+def _layer_outside(project: Project) -> None:
+    project.settings["models"]["tiny"]["layer"] = 77
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "says"),
+    [
+        (_missing_file, 2, "no file at"),
+        (_empty_file, 2, "empty file"),
+        (_invalid_lines, 1, "fruit.jsonl"),
+        (_no_weights, 2, "no *.safetensors weights"),
+        (_layer_outside, 2, "layer 77 is outside the model"),
+    ],
+)
+def test_bad_input_is_one_line_and_loses_nothing(
+    project: Project, damage: object, code: int, says: str
+) -> None:
+    project.run(datasets=("fruit",), upto="raw_pool")
+    before = project.store.sample_ids("pool.fruit").to_pylist()
+    damage(project)  # type: ignore[operator]
+    done = mona(project, "run", "--dataset", "fruit")
+    assert done.returncode == code, done.stderr[-1500:]
+    assert says in one_line(done)
+    assert project.store.sample_ids("pool.fruit").to_pylist() == before
+
+
+def test_two_runs_at_once_on_one_partition(project: Project) -> None:
+    with project.store.lock("pool.fruit"):
+        done = mona(project, "run", "--upto", "raw_pool", "--dataset", "fruit")
+    assert done.returncode == 1
+    assert "another run is working on it" in one_line(done)
+
+
+def test_unknown_names_are_requests_gone_wrong(project: Project) -> None:
+    done = mona(project, "run", "--target", "nothing")
+    assert done.returncode == 2
+    assert "no target is called 'nothing'" in one_line(done)
+
+
+def test_dry_run_plans_without_work(project: Project) -> None:
+    project.write_rows("fruit", sums(0, 20))
+    done = mona(project, "run", "--dry-run", "--json")
+    rows = json.loads(done.stdout)
+    assert [row["asset"] for row in rows][:3] == ["raw_pool[fruit]", "raw_pool[verse]", "sae[tiny]"]
+    assert {row["status"] for row in rows} <= {"missing", "waiting"}
+    assert project.store.table_names() == []
