@@ -164,9 +164,7 @@ def build_target(
             schema = PROTOTYPE_SCHEMA.with_metadata({b"fingerprint": codes_fingerprint.encode()})
             store.replace(made, batch.cast(schema).to_batches(), schema)
         labels = store.read(f"examples.{target}", ["sample_id", "subtasks"]).to_pydict()
-        ids = fingerprint(
-            rows=sorted(zip(labels["sample_id"], labels["subtasks"], strict=True))
-        )
+        ids = fingerprint(rows=sorted(zip(labels["sample_id"], labels["subtasks"], strict=True)))
         codes = vectors["codes"]
         return dg.MaterializeResult(
             data_version=dg.DataVersion(

@@ -26,7 +26,7 @@ CHECKPOINTS = 20  # a run; each holds three copies of the weights, Adam's moment
 SETTINGS_FILE = "settings.json"
 STEP_PREFIX = "step_"
 BUFFER_BATCHES = 32  # tokens are mixed over this many batches
-SCALE_TOKENS = 16_384
+SCALE_BATCHES = 8  # the first ones, which set the input scale
 WARM_UP_SHARE = 0.05
 DECAY_SHARE = 0.2
 # A latent silent for this share of the steps counts as dead and is offered the residual (the
@@ -109,7 +109,7 @@ def train_sae(
         _checked(samples, d), spec.batch_tokens, BUFFER_BATCHES * spec.batch_tokens, spec.seed
     )
     if trainer.n_training_steps == 0:
-        batches = _set_scale(trainer, batches, spec.batch_tokens)
+        batches = _set_scale(trainer, batches)
     save_every = math.ceil(steps / CHECKPOINTS)
     for batch in islice(batches, trainer.n_training_steps, steps):
         trainer.step(batch.float())
@@ -180,11 +180,11 @@ def _checked(samples: Callable[[int], Iterable[Tensor]], d: int) -> Iterator[Ten
             raise WorkError(f"SAE training: epoch {epoch} has no tokens")
 
 
-def _set_scale(trainer: Any, batches: Iterator[Tensor], batch_tokens: int) -> Iterator[Tensor]:
+def _set_scale(trainer: Any, batches: Iterator[Tensor]) -> Iterator[Tensor]:
     """Set input scale and initial b_dec from the first tokens; the same batches again."""
     import torch
 
-    first = list(islice(batches, math.ceil(SCALE_TOKENS / batch_tokens)))
+    first = list(islice(batches, SCALE_BATCHES))
     states = torch.cat(first).to(trainer.sae.device, torch.float32)
     # Medians: attention sinks have ten and more times the norm of other tokens.
     centre = states.median(dim=0).values

@@ -45,16 +45,7 @@ class _Prototypes:
     similarities: tuple[Similarity, ...]  # [P]
     l1: np.ndarray  # float32 [P]
     squares: np.ndarray  # float64 [P], squared L2 norms
-
-    def lanes(self) -> list[np.ndarray]:
-        """The prototypes _LANES at a time, float32 [d, _LANES], the last padded with zeros."""
-        groups = []
-        for start in range(0, len(self.values), _LANES):
-            part = self.values[start : start + _LANES]
-            group = np.zeros((part.shape[1], _LANES), np.float32)
-            group[:, : len(part)] = part.T
-            groups.append(group)
-        return groups
+    lanes: list[np.ndarray]  # the values again, _LANES prototypes at a time: float32 [d, _LANES]
 
     @property
     def need_squares(self) -> bool:
@@ -82,12 +73,16 @@ def _prepared(
         # Over the non-zeros alone, as a stored row's L1 is: equal rows give equal bits.
         nonzero = np.abs(prototype[prototype != 0])
         l1[row] = row_sums(nonzero, np.array([0, len(nonzero)]))[0]
-    return _Prototypes(values, kinds, l1, (values * values).sum(axis=1))
+    lanes = []
+    for start in range(0, count, _LANES):
+        part = values[start : start + _LANES]
+        lane = np.zeros((part.shape[1], _LANES), np.float32)
+        lane[:, : len(part)] = part.T
+        lanes.append(lane)
+    return _Prototypes(values, kinds, l1, (values * values).sum(axis=1), lanes)
 
 
-def _sparse_sums(
-    codes: Codes, prototypes: _Prototypes, lanes: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def _sparse_sums(codes: Codes, prototypes: _Prototypes) -> tuple[np.ndarray, np.ndarray]:
     """The inner loop. For each row: sum_k min(z_k, p_k) where the similarity is jaccard, else
     <z, p>, as float64 [S, P]; and |z|_2^2 as float64 [S] (zeros when nothing needs it)."""
     sums = np.zeros((len(codes), len(prototypes.values)))
@@ -105,7 +100,7 @@ def _sparse_sums(
         for column, kind in enumerate(prototypes.similarities):
             if column % _LANES == 0:
                 # The caller has checked the latents; "clip" only spares a second check.
-                gathered = lanes[column // _LANES].take(latents, axis=0, mode="clip")
+                gathered = prototypes.lanes[column // _LANES].take(latents, axis=0, mode="clip")
             weights = gathered[:, column % _LANES]
             if kind == "jaccard":
                 terms = np.minimum(weights, values)
@@ -170,13 +165,13 @@ def _scores(
     return scores
 
 
-def _score_codes(codes: Codes, prototypes: _Prototypes, lanes: Sequence[np.ndarray]) -> np.ndarray:
+def _score_codes(codes: Codes, prototypes: _Prototypes) -> np.ndarray:
     latents = prototypes.values.shape[1]
     if len(codes.indices) and int(codes.indices.max()) >= latents:
         raise WorkError(
             f"codes hold latent {int(codes.indices.max())}, the prototypes have {latents} latents"
         )
-    sums, squares = _sparse_sums(codes, prototypes, lanes)
+    sums, squares = _sparse_sums(codes, prototypes)
     return _scores(sums, codes.l1, squares, prototypes)
 
 
@@ -200,8 +195,7 @@ def score_codes(
     `similarities` is one for all prototypes or one each. Raises WorkError when a prototype
     has a negative value, NaN or infinity, or when a row holds a latent it does not have.
     """
-    prepared = _prepared(prototypes, similarities, signed=False)
-    return _score_codes(codes, prepared, prepared.lanes())
+    return _score_codes(codes, _prepared(prototypes, similarities, signed=False))
 
 
 def score_dense(
@@ -224,9 +218,8 @@ def scan(
     and `values`. One pass however many prototypes; memory is one batch. Raises as
     `score_codes`."""
     prepared = _prepared(prototypes, similarities, signed=False)
-    lanes = prepared.lanes()
     for batch in batches:
-        yield batch.column("sample_id"), _score_codes(from_arrow(batch), prepared, lanes)
+        yield batch.column("sample_id"), _score_codes(from_arrow(batch), prepared)
 
 
 def scan_dense(

@@ -326,6 +326,8 @@ def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], empty: 
 def main() -> None:
     """The console command: one line and an exit code for every expected failure."""
     warnings.filterwarnings("ignore")
+    # Lance warns about every table that it is about to make.
+    os.environ.setdefault("LANCE_LOG", "error")
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:

@@ -137,14 +137,10 @@ def test_a_residual_stream_with_a_large_constant_direction() -> None:
     sae = random_sae(d=64, latents=512, k=16)
     centre = torch.zeros(64)
     centre[3] = 540.0
-    shifted = SparseAutoencoder(
-        sae.w_enc, sae.b_enc, sae.w_dec, sae.b_dec + centre, "topk", k=16
-    )
+    shifted = SparseAutoencoder(sae.w_enc, sae.b_enc, sae.w_dec, sae.b_dec + centre, "topk", k=16)
     states = centre + torch.randn(300, 64, generator=torch.Generator().manual_seed(3))
     offsets = offsets_of(100, 200)
-    assert_same_codes(
-        shifted.encode(states, offsets), reference_codes(shifted, states, offsets)
-    )
+    assert_same_codes(shifted.encode(states, offsets), reference_codes(shifted, states, offsets))
 
 
 def test_identity_dictionary_reads_the_coordinates_back() -> None:

@@ -121,9 +121,7 @@ def make_project(tmp_path: Path, tiny_llama: Path) -> Callable[[], Project]:
             "store": {"root": "store"},
             "engine": {"device": "cpu", "batch_tokens": 512, "commit_tokens": 2048},
             "datasets": {
-                name: {
-                    "sources": [{"name": name, "path": f"{name}.jsonl", "licence": "CC0-1.0"}]
-                }
+                name: {"sources": [{"name": name, "path": f"{name}.jsonl", "licence": "CC0-1.0"}]}
                 for name in ("fruit", "verse")
             },
             "models": {"tiny": _model(tiny_llama)},

@@ -19,7 +19,11 @@ def mona(project: Project, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "orchestration.cli", *words]
     return subprocess.run(
         [*command, "--config", str(project.config_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -35,12 +39,13 @@ def test_status_and_a_run_without_work_import_neither_torch_nor_sae_lens(
 ) -> None:
     project.run()
     for words in (["status"], ["run"]):
+        argv = ["mona", *words, "--config", str(project.config_path)]
         code = (
-            "import sys; sys.argv=['mona', *%r]\n"
+            f"import sys; sys.argv = {argv!r}\n"
             "from orchestration.cli import cli\n"
             "cli(standalone_mode=False)\n"
             "assert 'torch' not in sys.modules and 'sae_lens' not in sys.modules\n"
-        ) % ([*words, "--config", str(project.config_path)],)
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
         )

@@ -59,9 +59,7 @@ def test_paths_are_relative_to_the_file_and_home_is_expanded(tmp_path: Path) -> 
         ("store: {root: store}", "store: {root: store", "line"),
     ],
 )
-def test_a_fault_names_the_file_and_the_key(
-    tmp_path: Path, old: str, new: str, says: str
-) -> None:
+def test_a_fault_names_the_file_and_the_key(tmp_path: Path, old: str, new: str, says: str) -> None:
     assert old in GOOD
     with pytest.raises(RequestError) as raised:
         load(tmp_path, GOOD.replace(old, new))

@@ -126,9 +126,17 @@ def test_new_target_encodes_only_its_examples(project: Project, forwards: Forwar
             lambda s: s["datasets"]["verse"]["sources"][0].update(licence="MIT"),
             {"raw_pool[verse]"},
         ),
-        (lambda s: s["models"]["tiny"].update(max_length=200), {"sae[tiny]", "activations[fruit|tiny]",
-         "activations[verse|tiny]", "sae_codes[fruit|tiny]", "sae_codes[verse|tiny]",
-         "adding/prototype[tiny]"}),
+        (
+            lambda s: s["models"]["tiny"].update(max_length=200),
+            {
+                "sae[tiny]",
+                "activations[fruit|tiny]",
+                "activations[verse|tiny]",
+                "sae_codes[fruit|tiny]",
+                "sae_codes[verse|tiny]",
+                "adding/prototype[tiny]",
+            },
+        ),
         (lambda s: s["targets"]["adding"].update(seed=3), {"adding/examples"}),
         (lambda s: s["targets"]["adding"].update(prototype="balanced"), {"adding/prototype[tiny]"}),
         (
