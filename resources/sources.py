@@ -141,7 +141,7 @@ def local_files(path: str, where: str) -> list[DataFile]:
     elif expanded.is_file():
         found = [expanded]
     else:
-        found = sorted(Path(match) for match in glob.glob(str(expanded), recursive=True))
+        found = sorted(Path(match) for match in glob.glob(str(expanded), recursive=True))  # noqa: PTH207
         found = [file for file in found if file.is_file()]
     if not found:
         raise RequestError(f"{where}: no file at {path}")

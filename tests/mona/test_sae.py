@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def reference_codes(
 ) -> np.ndarray:
     z = reference_latents(sae, states, k)
     rows = np.zeros((len(offsets) - 1, sae.latents))
-    for i, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for i, (start, end) in enumerate(itertools.pairwise(offsets)):
         if end > start:
             rows[i] = z[start:end].sum(axis=0) / (end - start if pooling == "mean" else 1)
     return rows
