@@ -276,8 +276,8 @@ def _publish(
             "rank": int(made.ranks[i]),
             "score": round(float(made.scores[i]), 4),
             "source": origins[i][0]["source"],
-            "prompt": texts[i][0]["content"][:200],
-            "answer": texts[i][-1]["content"][:200],
+            "prompt": texts[i][0]["content"][:160],
+            "answer": texts[i][-1]["content"][:160],
             "sample_id": made.sample_ids[i],
         }
         for i in range(min(20, len(texts)))
@@ -293,7 +293,6 @@ def _publish(
             "budget met": report.budget_met,
             "best score": float(made.scores[0]),
             "last score": float(made.scores[-1]),
-            "top 20": table(top),
             "dropped rows": table(
                 [{"sample_id": key, "why": why[:200]} for key, why in list(excluded.items())[:20]]
             ),
@@ -314,6 +313,7 @@ def _publish(
                     ]
                 ]
             ),
+            "top 20": table(top),
             "provenance": provenance(
                 {key: str(value) for key, value in versions.items()},
                 codes=codes_fingerprint,

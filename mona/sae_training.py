@@ -135,6 +135,8 @@ def _trainer(d: int, spec: SaeTraining, steps: int, device: str | torch.device) 
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
+    # The default, chosen aloud: torch warns where nobody chose.
+    torch.sparse.check_sparse_tensor_invariants.disable()
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
         sae = TopKTrainingSAE(

@@ -23,6 +23,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -91,34 +92,37 @@ def _sparse_sums(codes: Codes, prototypes: _Prototypes) -> tuple[np.ndarray, np.
     rows = np.flatnonzero(np.diff(codes.indptr))
     starts, ends = codes.indptr[rows], codes.indptr[rows + 1]
 
-    def sum_block(first: int, last: int) -> None:
-        block = rows[first:last]
-        begin, end = starts[first], ends[last - 1]
-        offsets = starts[first:last] - begin
-        latents = codes.indices[begin:end].astype(np.intp)
-        values = codes.values[begin:end].astype(np.float32)
-        for column, kind in enumerate(prototypes.similarities):
-            if column % _LANES == 0:
-                # The caller has checked the latents; "clip" only spares a second check.
-                gathered = prototypes.lanes[column // _LANES].take(latents, axis=0, mode="clip")
-            weights = gathered[:, column % _LANES]
-            if kind == "jaccard":
-                terms = np.minimum(weights, values)
-            else:
-                terms = np.multiply(weights, values, dtype=np.float64)
-            sums[block, column] = np.add.reduceat(terms, offsets, dtype=np.float64)
-        if prototypes.need_squares:
-            terms = np.multiply(values, values, dtype=np.float64)
-            squares[block] = np.add.reduceat(terms, offsets)
-
     bounds = [0]
     while bounds[-1] < len(rows):
         full = np.searchsorted(ends, starts[bounds[-1]] + _BLOCK, side="right")
         bounds.append(max(bounds[-1] + 1, int(full)))
+    blocks = list(pairwise(bounds))
+    workers = os.cpu_count() or 1
+
+    def every_nth_block(worker: int) -> None:
+        for first, last in blocks[worker::workers]:
+            block = rows[first:last]
+            begin, end = starts[first], ends[last - 1]
+            offsets = starts[first:last] - begin
+            latents = codes.indices[begin:end].astype(np.intp)
+            values = codes.values[begin:end].astype(np.float32)
+            for column, kind in enumerate(prototypes.similarities):
+                if column % _LANES == 0:
+                    # The caller has checked the latents; "clip" only spares a second check.
+                    gathered = prototypes.lanes[column // _LANES].take(latents, 0, mode="clip")
+                weights = gathered[:, column % _LANES]
+                if kind == "jaccard":
+                    terms = np.minimum(weights, values)
+                else:
+                    terms = np.multiply(weights, values, dtype=np.float64)
+                sums[block, column] = np.add.reduceat(terms, offsets, dtype=np.float64)
+            if prototypes.need_squares:
+                terms = np.multiply(values, values, dtype=np.float64)
+                squares[block] = np.add.reduceat(terms, offsets)
+
     # Blocks write rows of their own, and numpy lets go of the interpreter inside each call.
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(sum_block, bounds[:-1], bounds[1:]):
-            pass
+    with ThreadPoolExecutor(workers) as threads:
+        list(threads.map(every_nth_block, range(min(workers, len(blocks)))))
     return sums, squares
 
 

@@ -15,6 +15,8 @@ PROCESS_TAG = "mona/process"
 _SETTINGS = """\
 telemetry:
   enabled: false
+nux:
+  enabled: false
 concurrency:
   pools:
     default_limit: 1
