@@ -65,7 +65,7 @@ def _cost(
     instance: dg.DagsterInstance,
 ) -> dict[str, Any]:
     if key not in (ACTIVATIONS, SAE_CODES, SAE) or partition is None:
-        return {"samples": "", "tokens": "", "disk": "small", "time": "seconds to minutes"}
+        return {"samples": "", "tokens": "", "disk": "", "time": ""}
     halves = partition.split("|")
     model_name = halves[-1]
     model = config.models[model_name]
@@ -83,17 +83,19 @@ def _cost(
             else 2 * (2 * architecture.width + architecture.mlp_width)
         )
     seconds = None
-    if key == SAE_CODES:
-        # The forward pass is counted once, with the activations.
-        seconds = 0.0
-    elif tokens is not None and architecture is not None:
+    if tokens is not None and architecture is not None:
         device = resolve_device(config.engine.device)
         seconds = architecture.seconds(tokens, model.layer, device)
     return {
         "samples": UNKNOWN if samples is None and key != SAE else samples or "",
         "tokens": UNKNOWN if tokens is None else f"{tokens:,}",
         "disk": UNKNOWN if disk is None else f"{disk / 1e6:,.0f} MB",
-        "time": UNKNOWN if seconds is None else _duration(seconds),
+        # One forward pass makes both: its time is counted with the activations.
+        "time": "with activations"
+        if key == SAE_CODES
+        else UNKNOWN
+        if seconds is None
+        else _duration(seconds),
     }
 
 
