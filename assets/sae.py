@@ -5,6 +5,7 @@ its provenance names; a refreshed pool does not retrain it.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -121,13 +122,13 @@ def _pool(
     )
 
 
-def _locks(store: Store, pools: list[Encodings]) -> Any:
-    from contextlib import ExitStack
-
-    stack = ExitStack()
-    for pool in pools:
-        stack.enter_context(store.lock(pool.table))
-    return stack
+@contextmanager
+def _locks(store: Store, pools: list[Encodings]) -> Iterator[None]:
+    """Holds every pool's table; one that is taken releases those before it."""
+    with ExitStack() as stack:
+        for pool in pools:
+            stack.enter_context(store.lock(pool.table))
+        yield
 
 
 def _train(

@@ -245,11 +245,6 @@ class Store(dg.ConfigurableResource):
         """Removes a table with all its versions and tags."""
         self._connection.drop_table(_checked(name))
 
-    def local_bytes(self, name: str) -> int:
-        """Bytes the table takes on a local disk; 0 for a store that is not local."""
-        path = Path(self.root) / "tables" / f"{_checked(name)}.lance"
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
 
 def _checked(name: str) -> str:
     if not _TABLE_NAME.fullmatch(name):
