@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
@@ -26,7 +26,12 @@ from resources.engine import Engine, progress_bar
 from resources.models import Models
 from resources.store import Store
 
+if TYPE_CHECKING:
+    from mona.sae import SparseAutoencoder
+
 GPU_POOL = "gpu"
+NEW_ROWS_FVU = "FVU on new rows"
+NEW_ROWS_TOKENS = 256  # fewer say nothing about a variance
 
 
 def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.AssetsDefinition:
@@ -64,15 +69,8 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
     ) -> Iterator[dg.MaterializeResult[Any]]:
         dataset, name = dataset_and_model(context)
         model = models[name]
-        encoder_fingerprint = shelf.encoder_fingerprint(name, model)
-        encodings = Encodings(
-            store,
-            engine,
-            pool_population(dataset),
-            encoder_fingerprint,
-            lambda: shelf.encoder(name, model),
-            cache_bytes=model.token_cache_gb * 1e9,
-        )
+        encodings = Encodings.of_model(pool_population(dataset), name, model, shelf, store, engine)
+        encoder_fingerprint = encodings.encoder_fingerprint
         sae = codes_table = None
         codes_fingerprint = ""
         if SAE_CODES in context.selected_asset_keys:
@@ -95,6 +93,7 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
                 progress=advance,
             )
         work = _work_metadata(report, time.monotonic() - started)
+        new_rows = _new_rows_quality(report, sae, model.k)
         rows = rows_digest(encodings.sample_ids.to_pylist())
         if ACTIVATIONS in context.selected_asset_keys:
             yield dg.MaterializeResult(
@@ -114,6 +113,7 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
                 data_version=dg.DataVersion(fingerprint(rows=rows, codes=codes_fingerprint)),
                 metadata={
                     **work,
+                    **new_rows,
                     **_code_figures(store, codes_table),
                     "provenance": provenance(
                         {"rows": rows},
@@ -125,6 +125,22 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
             )
 
     return encode
+
+
+def _new_rows_quality(
+    report: SyncReport, sae: "SparseAutoencoder | None", k: int | None
+) -> dict[str, Any]:
+    """How well the SAE explains the samples that got codes in this run, from a draw of them.
+
+    The SAE is pinned while its pool moves on, so this is where a drift is seen.
+    """
+    drawn = [states for _, states in sorted(report.drawn.items()) if len(states)]
+    if sae is None or sum(map(len, drawn)) < NEW_ROWS_TOKENS:
+        return {}
+    from mona.sae_quality import measure
+
+    quality = measure(sae, drawn, k)
+    return {NEW_ROWS_FVU: quality.fvu, "new rows measured (tokens)": quality.tokens}
 
 
 def _work_metadata(report: SyncReport, seconds: float) -> dict[str, Any]:

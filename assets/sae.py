@@ -112,14 +112,7 @@ def _pool(
 ) -> Encodings:
     if not store.exists(pool_table(dataset)):
         raise RequestError(f"sae of '{name}' reads dataset '{dataset}': materialise raw_pool first")
-    return Encodings(
-        store,
-        engine,
-        pool_population(dataset),
-        shelf.encoder_fingerprint(name, model),
-        lambda: shelf.encoder(name, model),
-        cache_bytes=model.token_cache_gb * 1e9,
-    )
+    return Encodings.of_model(pool_population(dataset), name, model, shelf, store, engine)
 
 
 @contextmanager

@@ -133,12 +133,8 @@ def build_target(
         name = context.partition_key
         model = models[name]
         sae, digest = shelf.current_sae(name)
-        encodings = Encodings(
-            store,
-            engine,
-            examples_population(target),
-            shelf.encoder_fingerprint(name, model),
-            lambda: shelf.encoder(name, model),
+        encodings = Encodings.of_model(
+            examples_population(target), name, model, shelf, store, engine
         )
         codes_fingerprint = shelf.codes_fingerprint(name, model, digest)
         codes_table = encodings.population.codes_table(name, codes_fingerprint)

@@ -1,60 +1,84 @@
-"""Encoding speed: a plain loop against the encoder on the same texts, dtype and machine.
+"""Encoding speed: texts to committed rows, against a plain loop on the same texts.
 
-`python -m bench.encoding --model FOLDER [--texts FILE]...`
+    python -m bench.encoding [--rounds 4] [--rows 100]
 
-The plain loop is what one writes first: the whole model with its LM head, batches of 8 in
-file order, padded, every hidden state returned. Both sides run in turn, batch by batch, so
-that a busy machine slows both. Also printed: padding waste, and the share of the rate at
-which this machine multiplies matrices of the model's shapes, measured in the same run.
-`compare` takes any function of a batch, so that what follows the encoder (SAE, store) can
-be timed with it.
+Ours is what a run does: render, forward to the layer, dense views, SAE codes of SmolLM2 with
+4,608 latents, commits to Lance. The plain loop is what one writes first: float32, the whole
+model with its LM head, batches of 8 in file order, padded, every hidden state returned; no
+SAE, nothing stored. The two take the same rows in turn, so that a busy machine slows both.
+Also printed: padding, and the share of the rate at which this machine multiplies matrices of
+the model's shapes, measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from mona.checkpoints import quiet_transformers
-from mona.device import resolve_device, resolve_dtype
 from mona.encoder import Encoder, plan_batches
-from mona.sample import Message
-from mona.spec import TokenPolicy
+from mona.pool import POOL_SCHEMA
+from mona.sae import SparseAutoencoder
+from mona.sample import Message, sample_id, to_records
+from mona.spec import ModelSpec
 from mona.tokens import Tokenised
+from orchestration.config import load_config
+from orchestration.definitions import build_resources
+from resources.encodings import Encodings, pool_population
+from resources.engine import Engine
+from resources.store import Store
 
+ROOT = Path(__file__).resolve().parent.parent
+POOLS = ROOT.parent / "shared" / "data" / "pools"
+TEXTS = (POOLS / "alpaca/alpaca_data.json", POOLS / "code/code_alpaca_2k.json")
 PLAIN_BATCH = 8
-POOLS = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "pools"
+LATENTS, K = 4608, 32
 
 
-def conversations(files: Sequence[Path], seed: int, count: int) -> list[list[Message]]:
-    """`count` seeded rows of JSON arrays in the Alpaca format, the same number of each file;
-    without files, invented texts with log-normal lengths like theirs."""
-    random = np.random.default_rng(seed)
-    if not files:
+def conversations(count: int) -> list[list[Message]]:
+    """Seeded rows of TEXTS, as many of each; without them invented texts of like lengths."""
+    random = np.random.default_rng(0)
+    if not all(path.is_file() for path in TEXTS):
         lengths = np.minimum(random.lognormal(4.3, 0.9, count), 2000).astype(int) + 4
         return [
             [
-                Message("user", " ".join(["which", "river"] * (n // 4))),
+                Message("user", f"{i}: " + " ".join(["which", "river"] * (n // 4))),
                 Message("assistant", " ".join(["the", "long", "one"] * (n // 6 + 1))),
             ]
-            for n in lengths.tolist()
+            for i, n in enumerate(lengths.tolist())
         ]
     made = []
-    for path in files:
+    for path in TEXTS:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        for i in random.choice(len(rows), count // len(files), replace=False).tolist():
+        for i in random.choice(len(rows), count // len(TEXTS), replace=False).tolist():
             question = "\n".join(filter(None, [rows[i]["instruction"], rows[i].get("input")]))
             made.append(
                 [Message("user", question), Message("assistant", rows[i].get("output") or "")]
             )
     return [made[i] for i in random.permutation(len(made))]
+
+
+def random_sae(width: int) -> SparseAutoencoder:
+    """TopK costs the same whatever the weights are."""
+    generator = torch.Generator().manual_seed(0)
+    w_dec = torch.randn(LATENTS, width, generator=generator)
+    return SparseAutoencoder(
+        w_enc=w_dec.T.contiguous() / width,
+        b_enc=torch.zeros(LATENTS),
+        w_dec=w_dec,
+        b_dec=torch.zeros(width),
+        activation="topk",
+        k=K,
+    )
 
 
 def plain_forward(model: Any, batch: Sequence[Tokenised], layer: int) -> None:
@@ -97,106 +121,96 @@ def gemm_rate(encoder: Encoder, tokens: int, seconds: float) -> float:
     return done / (time.perf_counter() - start) / 1e9
 
 
-def compare(
-    sides: Sequence[tuple[Callable[[Sequence[Tokenised]], object], Sequence[Sequence[int]]]],
-    rows: Sequence[Tokenised],
-    seconds: float,
-) -> list[float]:
-    """Tokens a second of each (function, batches of row indices), batch by batch in turn until
-    `seconds` have passed or a side has no batch left. Padding is no token."""
-    spent = [0.0] * len(sides)
-    tokens = [0] * len(sides)
-    begin = time.perf_counter()
-    for turn in range(min(len(batches) for _, batches in sides)):
-        for side, (run, batches) in enumerate(sides):
-            batch = [rows[i] for i in batches[turn]]
-            before = time.perf_counter()
-            run(batch)
-            spent[side] += time.perf_counter() - before
-            tokens[side] += sum(len(row.ids) for row in batch)
-        if time.perf_counter() - begin > seconds:
-            break
-    return [n / time_spent for n, time_spent in zip(tokens, spent, strict=True)]
+def pool_of(store: Store, name: str, texts: Sequence[Sequence[Message]]) -> None:
+    """The pool table of one round's texts."""
+    rows = [
+        {
+            "sample_id": sample_id(messages),
+            "messages": to_records(messages),
+            "origins": [],
+            "n_chars": sum(len(message.content) for message in messages),
+        }
+        for messages in texts
+    ]
+    table = pa.Table.from_pylist(rows, schema=POOL_SCHEMA)
+    store.replace(f"pool.{name}", table.to_batches(), POOL_SCHEMA)
 
 
 def main() -> None:
     """Prints the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=Path(".cache/smollm2"),
-        help="model folder; the default is the one the tests prepare",
-    )
-    parser.add_argument("--texts", type=Path, action="append", help="JSON arrays, Alpaca format")
-    parser.add_argument("--layer", type=int, default=-2)
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--batch-tokens", type=int, default=1024)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=100, help="rows a round")
     given = parser.parse_args()
-    if not given.model.is_dir():
-        parser.error(f"{given.model}: no such model folder")
 
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
-    standing = [POOLS / "alpaca/alpaca_data.json", POOLS / "code/code_alpaca_2k.json"]
-    files = given.texts or [path for path in standing if path.is_file()]
-    device = resolve_device("auto")
-    dtype = resolve_dtype("auto", device)
-    encoder = Encoder.load(
-        given.model,
-        layer=given.layer,
-        dtype=dtype,
-        device=device,
-        template="chat",
-        policy=TokenPolicy(),
-        max_length=given.max_length,
-    )
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, dtype))
-    model.eval().to(device)
+    config = load_config(ROOT / "examples" / "demo.yaml")
+    shelf = build_resources(config)["shelf"]
+    entry: ModelSpec = config.models["smollm2"]
+    folder = shelf.folder("smollm2", entry.language_model)
+    encoder: Encoder = shelf.encoder("smollm2", entry)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval().to(encoder.device)
+    sae = random_sae(encoder.width)
+    engine = Engine(device=config.engine.device)
 
-    texts = conversations(files, seed=0, count=4000)
-    begin = time.perf_counter()
+    texts = conversations(given.rounds * given.rows)
     rows = encoder.renderer.render_batch(texts)
-    rendering = len(rows) / (time.perf_counter() - begin)
+    gemm = [gemm_rate(encoder, engine.forward_tokens, seconds=2.0)]
+    spent = {"plain": 0.0, "ours": 0.0}
+    plain_forward(model, rows[:PLAIN_BATCH], entry.layer)
+    encoder.forward(rows[:PLAIN_BATCH])
+    with tempfile.TemporaryDirectory() as root:
+        store = Store(root=root, home=root)
+        for turn in range(given.rounds):
+            start = turn * given.rows
+            name = f"round{turn}"
+            pool_of(store, name, texts[start : start + given.rows])
 
-    def plain(batch: Sequence[Tokenised]) -> None:
-        plain_forward(model, batch, given.layer)
+            began = time.perf_counter()
+            encodings = Encodings(
+                store, engine, pool_population(name), "bench", lambda: encoder, cache_bytes=0
+            )
+            table = encodings.population.codes_table("bench", "bench")
+            report = encodings.sync(table, "bench", sae, k=None, pooling="mean")
+            spent["ours"] += time.perf_counter() - began
+            assert report.forwarded == store.count(table)
 
-    def ours(batch: Sequence[Tokenised]) -> None:
-        encoder.forward(batch).states.sum().item()
+            began = time.perf_counter()
+            for first in range(start, start + given.rows, PLAIN_BATCH):
+                batch = rows[first : min(first + PLAIN_BATCH, start + given.rows)]
+                plain_forward(model, batch, entry.layer)
+            spent["plain"] += time.perf_counter() - began
+    gemm.append(gemm_rate(encoder, engine.forward_tokens, seconds=2.0))
 
-    in_order = [range(i, min(i + PLAIN_BATCH, len(rows))) for i in range(0, len(rows), PLAIN_BATCH)]
-    planned = plan_batches([len(row.ids) for row in rows], given.batch_tokens)
-    # Longest first is the plan's order; in a random one any share of it has all lengths.
-    shuffled = [planned[i] for i in np.random.default_rng(0).permutation(len(planned))]
-    for warm_up in (plain, ours):
-        warm_up(rows[:PLAIN_BATCH])
-    gemm = [gemm_rate(encoder, given.batch_tokens, seconds=2.0)]
-    plain_rate, our_rate = compare([(plain, in_order), (ours, shuffled)], rows, given.seconds)
-    gemm.append(gemm_rate(encoder, given.batch_tokens, seconds=2.0))
-
-    real = sum(len(row.ids) for row in rows)
+    lengths = [len(row.ids) for row in rows]
+    tokens = sum(lengths)
+    ours, plain = tokens / spent["ours"], tokens / spent["plain"]
+    in_order = [range(len(rows))[i : i + PLAIN_BATCH] for i in range(0, len(rows), PLAIN_BATCH)]
+    planned = plan_batches(lengths, engine.forward_tokens)
     weights = sum(
         module.weight.numel()
         for module in encoder.backbone.layers.modules()
         if isinstance(module, torch.nn.Linear)
-    )
-    achieved = 2 * weights * our_rate / 1e9
-    print(f"texts        {'invented lengths' if not files else [path.name for path in files]}")
-    print(f"machine      {device}, {dtype}, {torch.get_num_threads()} threads")
-    print(f"lengths      mean {real / len(rows):.0f}, longest {max(len(r.ids) for r in rows)}")
-    print(f"rendering    {rendering:,.0f} rows/s")
-    print(f"plain loop   {plain_rate:,.0f} tokens/s")
-    print(f"encoder      {our_rate:,.0f} tokens/s, {our_rate / plain_rate:.2f} x the plain loop")
+    ) + (encoder.width * LATENTS)
+    achieved = 2 * weights * ours / 1e9
+    source = "invented" if not TEXTS[0].is_file() else ", ".join(path.name for path in TEXTS)
+    print(f"texts        {len(rows)} of {source}; mean {tokens / len(rows):.0f} tokens")
+    print(f"machine      {encoder.device}, {encoder.dtype}, {torch.get_num_threads()} threads")
     print(
-        f"padding      plain {1 - real / padded_tokens(rows, in_order):.1%}, "
-        f"encoder {1 - real / padded_tokens(rows, planned):.1%} of slots"
+        f"plain loop   {plain:,.0f} tokens/s, {1 - tokens / padded_tokens(rows, in_order):.1%}"
+        " of slots are padding"
     )
     print(
-        f"GEMM rate    {gemm[0]:.0f} before, {gemm[1]:.0f} GFLOP/s after; the encoder's linear "
-        f"layers ran at {achieved:.0f} = {achieved / np.mean(gemm):.0%} of it"
+        f"ours         {ours:,.0f} tokens/s to committed rows,"
+        f" {1 - tokens / padded_tokens(rows, planned):.1%} of slots are padding"
+    )
+    print(f"ratio        {ours / plain:.2f}")
+    print(
+        f"GEMM rate    {gemm[0]:.0f} before, {gemm[1]:.0f} GFLOP/s after; linear layers and SAE "
+        f"ran at {achieved:.0f} = {achieved / np.mean(gemm):.0%} of it"
     )
 
 

@@ -7,6 +7,7 @@ import dagster as dg
 import numpy as np
 import pyarrow.compute as pc
 
+from assets.encoding import NEW_ROWS_FVU
 from assets.keys import (
     ACTIVATIONS,
     RAW_POOL,
@@ -136,6 +137,7 @@ def _codes_checks(config: Config, partitions: Partitions) -> dg.AssetChecksDefin
                 "coverage": "Every pool row has a code and every code its pool row.",
                 "finite": "Values are finite and positive, and L1 is their sum.",
                 "fingerprint": "The table was made under the current fingerprint.",
+                "explains_new_rows": "The pinned SAE still explains the rows just added.",
             },
             partitions.dataset_model,
         ),
@@ -155,8 +157,31 @@ def _codes_checks(config: Config, partitions: Partitions) -> dg.AssetChecksDefin
         yield _result("finite", SAE_CODES, faults, "faulty values or sums")
         written = (store.open(table).schema.metadata or {}).get(b"fingerprint", b"").decode()
         yield _result("fingerprint", SAE_CODES, int(written != current), "foreign fingerprints")
+        yield _new_rows_check(context, config.models[name].sae.max_fvu)
 
     return check
+
+
+def _new_rows_check(context: dg.AssetCheckExecutionContext, allowed: float) -> dg.AssetCheckResult:
+    """Warns, never blocks: a drifted pool may still be ranked, but its SAE should be trained
+    anew."""
+    wanted = dg.AssetRecordsFilter(asset_key=SAE_CODES, asset_partitions=[context.partition_key])
+    (made,) = context.instance.fetch_materializations(wanted, limit=1).records
+    assert made.asset_materialization is not None
+    figure = made.asset_materialization.metadata.get(NEW_ROWS_FVU)
+    fvu = figure.value if isinstance(figure, dg.FloatMetadataValue) else None
+    drifted = fvu is not None and fvu > allowed
+    return dg.AssetCheckResult(
+        passed=not drifted,
+        check_name="explains_new_rows",
+        asset_key=SAE_CODES,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"FVU {fvu:.3f} on new rows is above max_fvu {allowed}: edit the SAE's entry "
+        "or mona run --retrain-sae"
+        if drifted
+        else "",
+        metadata={"fvu": fvu if fvu is not None else "no new rows", "max_fvu": allowed},
+    )
 
 
 def _activation_checks(config: Config, partitions: Partitions) -> dg.AssetChecksDefinition:

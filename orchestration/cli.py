@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the request or configuration is wrong.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -327,7 +328,8 @@ def main() -> None:
     """The console command: one line and an exit code for every expected failure."""
     warnings.filterwarnings("ignore")
     # Lance warns about every table that it is about to make.
-    os.environ.setdefault("LANCE_LOG", "error")
+    for variable in ("LANCE_LOG", "LANCEDB_LOG"):
+        os.environ.setdefault(variable, "error")
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
@@ -339,6 +341,11 @@ def main() -> None:
     except MonaError as error:
         click.echo(f"mona: {error}", err=True)
         sys.exit(2 if isinstance(error, RequestError) else 1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo(f"mona: {error.filename or 'a file'}: the disk is full", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
 import psutil
 
+from mona.errors import WorkError
 from orchestration.config import Config
 
 PROCESS_TAG = "mona/process"
+_LEAST_FREE_BYTES = 2**20  # what Dagster's history of a run takes
 _SETTINGS = """\
 telemetry:
   enabled: false
@@ -28,15 +31,19 @@ def dagster_home(config: Config) -> str:
     home = config.home / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
-    if not settings.exists():
+    if not settings.exists() or not settings.stat().st_size:
         settings.write_text(_SETTINGS, encoding="utf-8")
     return str(home)
 
 
 @contextmanager
 def open_instance(config: Config) -> Iterator[dg.DagsterInstance]:
-    """The instance of the configuration's home."""
-    os.environ["DAGSTER_HOME"] = dagster_home(config)
+    """The instance of the configuration's home. WorkError where its disk is full."""
+    home = dagster_home(config)
+    free = shutil.disk_usage(home).free
+    if free < _LEAST_FREE_BYTES:
+        raise WorkError(f"{home}: the disk is full ({free:,} bytes are free)")
+    os.environ["DAGSTER_HOME"] = home
     with dg.DagsterInstance.get() as instance:
         yield instance
 

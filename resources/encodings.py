@@ -9,7 +9,7 @@ arithmetic is `mona.encoder`, `mona.views` and `mona.sae`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
     from mona.encoder import Encoder, TokenStates
     from mona.sae import SparseAutoencoder
+    from mona.spec import ModelSpec
     from mona.tokens import Tokenised
+    from resources.models import Models
 
 KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 KEY_FIELD = pa.field("sample_id", pa.string(), nullable=False, metadata=KEY)
 _READ_ROWS = 2_048
 _ESTIMATE_ROWS = 512
+_DRAWN_ROWS = 128
 
 
 def codes_schema(fingerprint: str) -> pa.Schema:
@@ -108,6 +111,8 @@ class SyncReport:
     removed: int = 0
     cache_refused: str = ""
     padded_tokens: int = 0
+    # Residual streams of a seeded draw of the samples that got codes, to judge the SAE on.
+    drawn: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -138,6 +143,26 @@ class Encodings:
     load_encoder: Callable[[], Encoder]
     cache_bytes: float = 0.0
     report: SyncReport = field(default_factory=SyncReport)
+
+    @classmethod
+    def of_model(
+        cls,
+        population: Population,
+        name: str,
+        model: ModelSpec,
+        shelf: Models,
+        store: Store,
+        engine: Engine,
+    ) -> Encodings:
+        """A population's encodings under a configured model, within its token cache's budget."""
+        return cls(
+            store,
+            engine,
+            population,
+            shelf.encoder_fingerprint(name, model),
+            lambda: shelf.encoder(name, model),
+            cache_bytes=model.token_cache_gb * 1e9,
+        )
 
     @property
     def table(self) -> str:
@@ -212,13 +237,17 @@ class Encodings:
         from_cache = needs_codes & have_views & have_tokens
         forward = (needs_codes & ~from_cache) | ~have_views
         progress(int(len(forward) - (from_cache | forward).sum()))
+        new = np.flatnonzero(needs_codes)
+        draw = set(np.random.default_rng(0).permutation(new)[:_DRAWN_ROWS].tolist())
         if from_cache.any():
             assert encode is not None
             assert codes_table is not None
-            self._codes_from_cache(np.flatnonzero(from_cache), codes_table, encode, progress)
+            cached = np.flatnonzero(from_cache)
+            self._codes_from_cache(cached, codes_table, encode, progress)
+            self.report.drawn.update(self._read_tokens(cached[np.isin(cached, list(draw))]))
         for window in self._windows(np.flatnonzero(forward)):
             positions = np.array([position for position, _ in window])
-            encoded = self._forward(window, encode)
+            encoded = self._forward(window, encode, self.report.drawn, draw)
             self._commit(encoded, ~have_views[positions], needs_codes[positions], codes_table)
             progress(len(window))
         if self.report.forwarded:
@@ -238,7 +267,8 @@ class Encodings:
             waiting = list(chunk)
             for window in self._windows(np.sort(chunk[~have_tokens[chunk]])):
                 window_states: dict[int, torch.Tensor] = {}
-                encoded = self._forward(window, None, window_states)
+                wanted = {position for position, _ in window}
+                encoded = self._forward(window, None, window_states, wanted)
                 if self.caches_tokens:
                     fresh = ~have_views[[position for position, _ in window]]
                     self._commit(encoded, fresh, np.zeros(len(window), bool), None)
@@ -297,8 +327,10 @@ class Encodings:
         self,
         window: list[tuple[int, Tokenised]],
         encode: Callable[[torch.Tensor, np.ndarray], Codes] | None,
-        keep_states: dict[int, torch.Tensor] | None = None,
+        keep_states: dict[int, torch.Tensor],
+        wanted: Set[int],
     ) -> _Encoded:
+        """Runs the window; the residual streams of `wanted` positions go into `keep_states`."""
         from mona.encoder import plan_batches
         from mona.views import dense_views, token_norms
 
@@ -315,7 +347,7 @@ class Encodings:
                 span = slice(
                     int(states.offsets[row_in_batch]), int(states.offsets[row_in_batch + 1])
                 )
-                if keep_states is not None:
+                if window[i][0] in wanted:
                     keep_states[window[i][0]] = states.states[span].float().cpu()
                 made[i] = {
                     "views": {name: view[row_in_batch] for name, view in views.items()},

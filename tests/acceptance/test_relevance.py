@@ -1,7 +1,7 @@
 """Does a real model's ranking find the real sources that fit a task?
 
 A pool of about 3,500 rows whose sources are known, SmolLM2, five targets, three SAE seeds
-over one token cache. Takes most of an hour on two cores.
+over one token cache. Takes half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def settings(root: Path) -> dict[str, Any]:
     }
 
 
-def reference_ranking(store: Any, model: str, target: str) -> list[str]:
-    """Ids by generalised Jaccard in dense float64, ties by id, from the stored codes."""
+def reference_scores(store: Any, model: str, target: str) -> dict[str, float]:
+    """Generalised Jaccard of every sample in dense float64, from the stored codes."""
     names = store.table_names()
     (codes_name,) = (name for name in names if name.startswith(f"codes.mixed.{model}."))
     (examples_name,) = (
@@ -169,11 +169,11 @@ def reference_ranking(store: Any, model: str, target: str) -> list[str]:
     times = dict(zip(labels["sample_id"], map(len, labels["subtasks"]), strict=True))
     weights = [times[sample] for sample in example_rows.column("sample_id").to_pylist()]
     prototype = sum(w * dense(examples, i) for i, w in enumerate(weights)) / sum(weights)
-    scores = []
-    for i in range(len(ids)):
+    scores = {}
+    for i, sample in enumerate(ids):
         z = dense(codes, i)
-        scores.append(np.minimum(z, prototype).sum() / np.maximum(z, prototype).sum())
-    return [ids[i] for i in sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))]
+        scores[sample] = float(np.minimum(z, prototype).sum() / np.maximum(z, prototype).sum())
+    return scores
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
@@ -195,10 +195,16 @@ def test_matching_sources_are_found(tmp_path: Path) -> None:
                 sources = chosen.column("source").to_pylist()
                 shares[target] = float(np.mean([source in matching for source in sources]))
                 if recipe == "mona":
-                    wanted = reference_ranking(store, f"seed{seed}", target)[: len(sources)]
+                    reference = reference_scores(store, f"seed{seed}", target)
+                    ranked = sorted(reference, key=lambda sample: (-reference[sample], sample))
                     ids = chosen.column("sample_id").to_pylist()
-                    # The stored prototype is float32: near-ties may change places.
-                    assert len(set(ids) & set(wanted)) >= len(ids) - 1
+                    # The stored prototype is float32, so what ties within its rounding may
+                    # change places: place by place the scores agree, not always the ids.
+                    np.testing.assert_allclose(
+                        [reference[sample] for sample in ids],
+                        [reference[sample] for sample in ranked[: len(ids)]],
+                        rtol=1e-6,
+                    )
             means[recipe].append(float(np.mean(list(shares.values()))))
             print(f"seed {seed} {recipe}: {shares} mean {means[recipe][-1]:.3f}")
     assert np.mean(means["mona"]) >= 0.65

@@ -1,20 +1,43 @@
-"""The command in a process of its own: exit codes, one-line errors, what is not imported."""
+"""The command: exit codes, one-line errors, what is not imported."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from orchestration import cli
 from tests.orchestration.conftest import Project, sums
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def mona(project: Project, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which has imported what is heavy already."""
+    project.write()
+    argv = ["mona", *words, "--config", str(project.config_path)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", argv)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def in_its_own_process(project: Project, *words: str) -> subprocess.CompletedProcess[str]:
     project.write()
     command = [sys.executable, "-m", "orchestration.cli", *words]
     return subprocess.run(
@@ -87,6 +110,50 @@ def _no_weights(project: Project) -> None:
     project.settings["models"]["tiny"]["language_model"]["path"] = str(empty)
 
 
+def _nan_weights(project: Project) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = project.root / "model"
+    shutil.copytree(project.settings["models"]["tiny"]["language_model"]["path"], folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    project.settings["models"]["tiny"]["language_model"]["path"] = str(folder)
+
+
+def _sae_of_another_width(project: Project) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = project.root / "sae"
+    folder.mkdir()
+    tensors = {
+        "encoder.weight": torch.ones(64, 24),
+        "encoder.bias": torch.zeros(64),
+        "W_dec": torch.ones(64, 24),
+        "b_dec": torch.zeros(24),
+    }
+    save_file(tensors, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text('{"d_in": 24, "num_latents": 64, "k": 4}')
+    project.settings["models"]["tiny"]["sae"] = {
+        "load": {"path": str(folder), "format": "eleuther"},
+        "quality_datasets": ["fruit"],
+    }
+
+
+def _wrong_encoding(project: Project) -> None:
+    rows = b'{"instruction": "Name a fruit.", "input": "", "output": "P\xe4r"}\n' * 9
+    (project.root / "fruit.jsonl").write_bytes(rows)
+
+
+def _empty_messages(project: Project) -> None:
+    project.write_rows("fruit", [{"instruction": "", "input": "", "output": ""}] * 9)
+
+
+def _unknown_format(project: Project) -> None:
+    project.write_rows("fruit", [{"colour": "red", "shape": "round"}] * 9)
+
+
 def _layer_outside(project: Project) -> None:
     project.settings["models"]["tiny"]["layer"] = 77
 
@@ -99,6 +166,11 @@ def _layer_outside(project: Project) -> None:
         (_invalid_lines, 1, "fruit.jsonl"),
         (_no_weights, 2, "no *.safetensors weights"),
         (_layer_outside, 2, "layer 77 is outside the model"),
+        (_nan_weights, 1, "down_proj.weight"),
+        (_sae_of_another_width, 2, "the SAE reads a residual stream of width 24"),
+        (_wrong_encoding, 1, "fruit.jsonl"),
+        (_empty_messages, 1, "fruit.jsonl"),
+        (_unknown_format, 1, "no known format has the fields"),
     ],
 )
 def test_bad_input_is_one_line_and_loses_nothing(
@@ -111,6 +183,53 @@ def test_bad_input_is_one_line_and_loses_nothing(
     assert done.returncode == code, done.stderr[-1500:]
     assert says in one_line(done)
     assert project.store.sample_ids("pool.fruit").to_pylist() == before
+
+
+def test_an_expected_failure_of_the_command_itself(project: Project) -> None:
+    _missing_file(project)
+    done = in_its_own_process(project, "run", "--dataset", "fruit")
+    assert done.returncode == 2
+    assert "no file at" in one_line(done)
+
+
+def test_a_row_of_ten_megabytes_is_one_sample(project: Project) -> None:
+    long = {**sums(7000, 1)[0], "output": "a very long answer " * 550_000}
+    project.write_rows("fruit", [*project.rows("fruit"), long])
+    assert mona(project, "run", "--dataset", "fruit", "--upto", "raw_pool").returncode == 0
+    lengths = project.store.read("pool.fruit", ["n_chars"]).column("n_chars").to_numpy()
+    assert len(lengths) == 121
+    assert lengths.max() > 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["select", "show", "nothing"], 2, "'nothing' is no TARGET/RECIPE"),
+        (["select", "show", "adding/mona", "--dataset", "verse"], 1, "was never made"),
+        (["select", "show", "adding/mona"], 2, "pass --dataset: one of fruit, verse"),
+        (["run", "--upto", "nowhere"], 2, "--upto nowhere: one of"),
+        (
+            [
+                "export",
+                "adding/mona",
+                "--dataset",
+                "verse",
+                "--format",
+                "jsonl",
+                "--out",
+                "/proc/none/x",
+            ],
+            1,
+            "was never made",
+        ),
+    ],
+)
+def test_a_wrong_request_is_one_line(
+    project: Project, words: list[str], code: int, says: str
+) -> None:
+    done = mona(project, *words)
+    assert done.returncode == code
+    assert says in one_line(done)
 
 
 def test_two_runs_at_once_on_one_partition(project: Project) -> None:

@@ -78,7 +78,7 @@ def test_changed_k_reads_the_token_cache_and_equals_a_fresh_run(
     assert status["sae[tiny]"] == "fresh"
     assert status["activations[fruit|tiny]"] == "fresh"
     assert status["sae_codes[fruit|tiny]"] == "stale"
-    project.run(datasets=("fruit",), upto="sae_codes")
+    project.run()
     assert forwards.take() == 0
     store = project.store
     narrow = min(
