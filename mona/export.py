@@ -43,7 +43,18 @@ _PARQUET_ROWS = 1_000
 Row = dict[str, Any]
 
 
-def export(rows: Iterable[Row], fmt: ExportFormat, out: Path, *, force: bool = False) -> list[Path]:
+class UnfitSampleError(RequestError):
+    """A conversation has a shape that the format cannot hold."""
+
+
+def export(
+    rows: Iterable[Row],
+    fmt: ExportFormat,
+    out: Path,
+    *,
+    force: bool = False,
+    left_out: Callable[[str], None] | None = None,
+) -> list[Path]:
     """Writes rows, streamed and in order, and returns the files written.
 
     - jsonl: one object a line, `messages` beside the lineage columns.
@@ -54,10 +65,13 @@ def export(rows: Iterable[Row], fmt: ExportFormat, out: Path, *, force: bool = F
       sharegpt formatting with OpenAI-style messages, and an entry in `dataset_info.json`,
       which keeps the entries it has.
     - parquet: the columns of jsonl.
+    alpaca and llamafactory need turns that alternate: neighbours of one role become one turn,
+    joined by a blank line.
 
     Raises RequestError when `out` exists and `force` is not given, when it cannot be written,
-    when there are no rows, and when a conversation has a shape the format cannot hold (naming
-    the sample). After an error what was there before is there still.
+    when there are no rows, and UnfitSampleError when a conversation has a shape the format cannot
+    hold (naming the sample); with `left_out`, such samples are left out and their reasons go
+    there. After an error what was there before is there still.
     """
     if fmt not in get_args(ExportFormat):
         raise RequestError(f"'{fmt}' is no export format: {', '.join(get_args(ExportFormat))}")
@@ -66,23 +80,44 @@ def export(rows: Iterable[Row], fmt: ExportFormat, out: Path, *, force: bool = F
     if first is None:
         raise RequestError(f"{out}: there are no rows to export")
     rows = chain([first], iterator)
+    convert = {
+        "sharegpt": _as_sharegpt,
+        "alpaca": _as_alpaca,
+        "llamafactory": _as_llamafactory,
+    }.get(fmt, _as_messages)
+    converted = _converted(rows, convert, left_out)
     if fmt == "llamafactory":
-        return _write_llamafactory(rows, out, force)
+        return _write_llamafactory(converted, out, force)
     if out.is_dir():
         raise RequestError(f"{out}: is a folder; {fmt} is written to a file")
     _refuse_existing(out, force)
     if fmt == "parquet":
         with _replacing(out) as temporary:
-            _write_parquet(rows, temporary)
+            _write_parquet(converted, temporary)
     elif fmt == "jsonl":
         with _replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(_json(_as_messages(row)) + "\n")
+            for row in converted:
+                file.write(_json(row) + "\n")
     else:
-        convert = _as_sharegpt if fmt == "sharegpt" else _as_alpaca
         with _replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-            _write_array(rows, convert, file)
+            _write_array(converted, file)
     return [out]
+
+
+def _converted(
+    rows: Iterable[Row], convert: Callable[[Row], Row], left_out: Callable[[str], None] | None
+) -> Iterator[Row]:
+    fitting = 0
+    for row in rows:
+        try:
+            yield convert(row)
+            fitting += 1
+        except UnfitSampleError as error:
+            if left_out is None:
+                raise
+            left_out(str(error))
+    if not fitting:
+        raise UnfitSampleError("the format can hold none of the samples")
 
 
 def _refuse_existing(path: Path, force: bool) -> None:
@@ -115,12 +150,12 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write_array(rows: Iterable[Row], convert: Callable[[Row], Row], file: TextIO) -> None:
+def _write_array(rows: Iterable[Row], file: TextIO) -> None:
     """One JSON array, an element a line: what these formats' own files are. Readers take its
     types from the whole; from lines, a first stretch of empty histories misleads them."""
     separator = "[\n"
     for row in rows:
-        file.write(separator + _json(convert(row)))
+        file.write(separator + _json(row))
         separator = ",\n"
     file.write("\n]\n")
 
@@ -142,9 +177,20 @@ def _as_sharegpt(row: Row) -> Row:
     return {"conversations": turns, **_lineage(row)}
 
 
+def _joined(messages: Iterable[Row]) -> list[dict[str, str]]:
+    """The turns, neighbours of one role joined; a tool's answers stay apart."""
+    turns: list[dict[str, str]] = []
+    for message in messages:
+        if turns and turns[-1]["role"] == message["role"] != "tool":
+            turns[-1]["content"] += "\n\n" + message["content"]
+        else:
+            turns.append({"role": message["role"], "content": message["content"]})
+    return turns
+
+
 def _split_system(row: Row) -> tuple[str, list[dict[str, str]]]:
     """The leading system prompt, or "", and the turns after it."""
-    messages = row["messages"]
+    messages = _joined(row["messages"])
     if messages and messages[0]["role"] == "system":
         return messages[0]["content"], messages[1:]
     return "", messages
@@ -155,12 +201,12 @@ def _check_pairs(row: Row, turns: list[dict[str, str]], asking: tuple[str, ...],
     for position, turn in enumerate(turns):
         expected = ("assistant",) if position % 2 else asking
         if turn["role"] not in expected:
-            raise RequestError(
+            raise UnfitSampleError(
                 f"sample {row['sample_id']}: {fmt} cannot hold its {turn['role']} turn where "
                 f"{' or '.join(expected)} is due"
             )
     if not turns or len(turns) % 2:
-        raise RequestError(
+        raise UnfitSampleError(
             f"sample {row['sample_id']}: {fmt} cannot hold a conversation that does not end "
             "with an assistant turn"
         )
@@ -184,7 +230,7 @@ def _as_alpaca(row: Row) -> Row:
 def _as_llamafactory(row: Row) -> Row:
     # LLaMA-Factory drops, with a warning only, conversations that do not alternate.
     _check_pairs(row, _split_system(row)[1], ("user", "tool"), "llamafactory")
-    return _as_messages(row)
+    return {**_as_messages(row), "messages": _joined(row["messages"])}
 
 
 def _write_llamafactory(rows: Iterable[Row], out: Path, force: bool) -> list[Path]:
@@ -198,7 +244,7 @@ def _write_llamafactory(rows: Iterable[Row], out: Path, force: bool) -> list[Pat
         raise RequestError(f"{info}: has an entry '{name}'; give --force to overwrite it")
     entries[name] = _llamafactory_entry(data.name)
     with _replacing(data) as temporary, temporary.open("w", encoding="utf-8") as file:
-        _write_array(rows, _as_llamafactory, file)
+        _write_array(rows, file)
     with _replacing(info) as temporary:
         text = json.dumps(entries, ensure_ascii=False, indent=2)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -237,5 +283,5 @@ def _dataset_entries(info: Path) -> dict[str, Any]:
 def _write_parquet(rows: Iterable[Row], path: Path) -> None:
     iterator = iter(rows)
     with pq.ParquetWriter(path, _PARQUET_SCHEMA) as writer:
-        while batch := [_as_messages(row) for row in islice(iterator, _PARQUET_ROWS)]:
+        while batch := list(islice(iterator, _PARQUET_ROWS)):
             writer.write_table(pa.Table.from_pylist(batch, schema=_PARQUET_SCHEMA))

@@ -234,6 +234,7 @@ def summary(config_path: str | None) -> None:
 )
 @click.option("--out", type=click.Path(), required=True, help="the file or folder to write")
 @click.option("--force", is_flag=True, help="replace what is there")
+@click.option("--skip-unfit", is_flag=True, help="leave out samples the format can't hold")
 def export(
     selection: str,
     config_path: str | None,
@@ -242,14 +243,24 @@ def export(
     fmt: ExportFormat,
     out: str,
     force: bool,
+    skip_unfit: bool,
 ) -> None:
     """Write the subset of TARGET/RECIPE for another trainer."""
+    from mona.export import UnfitSampleError
     from mona.export import export as write
 
     config = load_config(config_path)
     rows = _chosen(config, selection, dataset, model)
-    for path in write(rows, fmt, Path(out).expanduser(), force=force):
+    unfit: list[str] = []
+    file = Path(out).expanduser()
+    try:
+        written = write(rows, fmt, file, force=force, left_out=unfit.append if skip_unfit else None)
+    except UnfitSampleError as error:
+        raise RequestError(f"{error}; --skip-unfit leaves such samples out") from error
+    for path in written:
         click.echo(path)
+    if unfit:
+        click.echo(f"left out {len(unfit)} of {len(rows)} samples; first, {unfit[0]}", err=True)
 
 
 @cli.command()

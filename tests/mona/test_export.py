@@ -217,11 +217,9 @@ def test_llamafactory_keeps_the_entries_of_others(tmp_path: Path) -> None:
     [
         ("alpaca", TOOL, "sample t1: alpaca cannot hold its tool turn"),
         ("alpaca", QUESTION, "sample q1: alpaca cannot hold .* does not end with an assistant"),
-        ("alpaca", TWO_USERS, "sample u1: alpaca cannot hold its user turn where assistant"),
         ("alpaca", LATE_SYSTEM, "sample y1: alpaca cannot hold its system turn"),
         ("alpaca", NOTHING, "sample n1: alpaca"),
         ("llamafactory", QUESTION, "sample q1: llamafactory"),
-        ("llamafactory", TWO_USERS, "sample u1: llamafactory"),
         ("llamafactory", LATE_SYSTEM, "sample y1: llamafactory"),
         ("llamafactory", NOTHING, "sample n1: llamafactory"),
     ],
@@ -234,6 +232,33 @@ def test_a_shape_the_format_cannot_hold_names_the_sample_and_leaves_nothing(
     with pytest.raises(RequestError, match=message):
         export([PLAIN, bad], fmt, out)
     assert [path.name for path in folder.iterdir()] == []
+
+
+@pytest.mark.parametrize("fmt", ["alpaca", "llamafactory"])
+def test_neighbours_of_one_role_become_one_turn(fmt: ExportFormat, tmp_path: Path) -> None:
+    out, data = target(fmt, tmp_path)
+    twice = row("s1", ("system", "A"), ("system", "B"), ("user", "One"), ("assistant", "Two"))
+    export([TWO_USERS, twice], fmt, out)
+    first, second = json.loads(data.read_text(encoding="utf-8"))
+    if fmt == "alpaca":
+        assert (first["instruction"], first["output"]) == ("One\n\nTwo", "Three")
+        assert second["system"] == "A\n\nB"
+    else:
+        assert [turn["content"] for turn in first["messages"]] == ["One\n\nTwo", "Three"]
+        assert second["messages"][0] == {"role": "system", "content": "A\n\nB"}
+
+
+@pytest.mark.parametrize("fmt", ["alpaca", "llamafactory"])
+def test_unfit_samples_can_be_left_out_and_are_named(fmt: ExportFormat, tmp_path: Path) -> None:
+    out, data = target(fmt, tmp_path)
+    reasons: list[str] = []
+    export([LATE_SYSTEM, PLAIN, QUESTION], fmt, out, left_out=reasons.append)
+    (kept,) = json.loads(data.read_text(encoding="utf-8"))
+    assert kept["sample_id"] == "p1"
+    assert [reason.split(":")[0] for reason in reasons] == ["sample y1", "sample q1"]
+    with pytest.raises(RequestError, match="none of the samples"):
+        export([QUESTION], fmt, out, force=True, left_out=reasons.append)
+    assert json.loads(data.read_text(encoding="utf-8")) == [kept]
 
 
 def target(fmt: ExportFormat, tmp_path: Path) -> tuple[Path, Path]:
