@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import dagster as dg
+
+from mona.spec import RecipeSpec, TargetSpec
 
 RAW_POOL = dg.AssetKey(["raw_pool"])
 SAE = dg.AssetKey(["sae"])
 ACTIVATIONS = dg.AssetKey(["activations"])
 SAE_CODES = dg.AssetKey(["sae_codes"])
 DATASET_ENTRY = dg.AssetKey(["dataset_entry"])
-MODEL_ENTRY_PARTS = ("encoder", "sae", "codes")
+MODEL_ENTRY_PARTS = ("weights", "encoder", "sae", "codes")
+CONTROLS = "controls"
 
 
 def model_entry(part: str) -> dg.AssetKey:
-    """The observed part of a model's entry: encoder, sae or codes."""
+    """The observed part of a model's entry: weights, encoder, sae or codes."""
     return dg.AssetKey(["model_entry", part])
 
 
@@ -34,9 +37,50 @@ def prototype(target: str) -> dg.AssetKey:
     return dg.AssetKey([target, "prototype"])
 
 
-def selection(target: str, recipe: str) -> dg.AssetKey:
-    """The ranked subset of one recipe for one target."""
-    return dg.AssetKey([target, recipe, "selection"])
+def selection(owner: str, recipe: str) -> dg.AssetKey:
+    """The ranked subset of one recipe for its owner: a target, or the controls."""
+    return dg.AssetKey([owner, recipe, "selection"])
+
+
+def finetune(owner: str, recipe: str) -> dg.AssetKey:
+    """The model tuned on one subset."""
+    return dg.AssetKey([owner, recipe, "finetune"])
+
+
+def evaluation(target: str, recipe: str) -> dg.AssetKey:
+    """A target's metrics of one recipe's model."""
+    return dg.AssetKey([target, recipe, "evaluation"])
+
+
+def leaderboard(target: str) -> dg.AssetKey:
+    """A target's metrics of every recipe's model."""
+    return dg.AssetKey([target, "leaderboard"])
+
+
+def owner(target: str, recipe: RecipeSpec) -> str:
+    """Whose subset a target's recipe uses: its own, or the one all targets share."""
+    return CONTROLS if recipe.is_control else target
+
+
+def subsets(targets: Iterable[str], recipes: Mapping[str, RecipeSpec]) -> list[tuple[str, str]]:
+    """(owner, recipe) of every subset that is stored, targets' own first."""
+    own = [(target, name) for target in targets for name, r in recipes.items() if not r.is_control]
+    shared = [(CONTROLS, name) for name, r in recipes.items() if r.selector in ("random", "all")]
+    return own + shared
+
+
+def evaluations(
+    targets: Mapping[str, TargetSpec], recipes: Mapping[str, RecipeSpec]
+) -> list[tuple[str, str]]:
+    """(target, recipe) of every evaluation: targets that are measured by recipes that train,
+    or that are the base model."""
+    return [
+        (target, name)
+        for target, spec in targets.items()
+        if spec.evaluation is not None
+        for name, recipe in recipes.items()
+        if recipe.finetune is not None or recipe.selector == "none"
+    ]
 
 
 class Partitions:

@@ -375,13 +375,33 @@ class FinetuneSpec(Spec):
 
 
 class RecipeSpec(Spec):
-    """How a subset is chosen."""
+    """How a subset is chosen, and what is trained on it.
+
+    `top` ranks by similarity to the target. The other selectors are the controls a number
+    means nothing without; they do not depend on the target, so they are made once for all:
+    `random` draws by a hash of seed and sample id, `all` takes the whole pool, `none` is the
+    untouched base model (of its `finetune` only `base` is read).
+    """
 
     representation: Representation = "codes"
     similarity: Similarity = "jaccard"
-    selector: Literal["top"] = "top"
-    budget: Budget
+    selector: Literal["top", "random", "all", "none"] = "top"
+    budget: Budget | None = None
+    seed: int = Field(default=0, description="of the random draw")
     decontaminate: bool = True
+    finetune: FinetuneSpec | None = None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the subset is the same for every target."""
+        return self.selector != "top"
+
+    @model_validator(mode="after")
+    def _budget_where_it_is_read(self) -> RecipeSpec:
+        if (self.budget is None) != (self.selector in ("all", "none")):
+            wants = "takes no" if self.budget is not None else "needs a"
+            raise ValueError(f"selector '{self.selector}' {wants} budget")
+        return self
 
     @model_validator(mode="after")
     def _jaccard_is_for_non_negative(self) -> RecipeSpec:

@@ -15,10 +15,12 @@ from assets.keys import (
     SAE_CODES,
     Partitions,
     selection,
+    subsets,
 )
 from assets.raw_pool import pool_table
-from assets.selection import selection_table
+from assets.subset import subset_table
 from mona.codes import from_arrow, row_sums
+from mona.spec import Budget
 from orchestration.config import Config
 from resources.encodings import pool_population
 from resources.models import Models
@@ -35,9 +37,8 @@ def build_checks(config: Config, partitions: Partitions) -> list[dg.AssetChecksD
         _codes_checks(config, partitions),
         _activation_checks(config, partitions),
     ]
-    for target in config.targets:
-        for recipe in config.recipes:
-            checks.append(_selection_check(target, recipe, config, partitions))
+    for owner, recipe in subsets(config.targets, config.recipes):
+        checks.append(_selection_check(owner, recipe, config, partitions))
     return checks
 
 
@@ -219,13 +220,13 @@ def _coverage(store: Store, table: str, dataset: str, key: dg.AssetKey) -> dg.As
 
 
 def _selection_check(
-    target: str, recipe: str, config: Config, partitions: Partitions
+    owner: str, recipe: str, config: Config, partitions: Partitions
 ) -> dg.AssetChecksDefinition:
-    key = selection(target, recipe)
-    budget = config.recipes[recipe].budget
+    key = selection(owner, recipe)
+    budget = config.recipes[recipe].budget or Budget(share=1.0)
 
     @dg.multi_asset_check(
-        name=f"{target}__{recipe}__selection_checks",
+        name=f"{owner}__{recipe}__selection_checks",
         specs=_specs(
             key,
             {"budget_met": "As many samples as the budget asks for, each once, best first."},
@@ -235,7 +236,7 @@ def _selection_check(
     def check(context: dg.AssetCheckExecutionContext, store: Store) -> Any:
         dataset, name = _dataset_and_model(context.partition_key)
         table = store.read(
-            selection_table(target, recipe, dataset, name), ["rank", "sample_id", "score", "length"]
+            subset_table(owner, recipe, dataset, name), ["rank", "sample_id", "score", "length"]
         )
         scores = table.column("score").to_numpy()
         faults = table.num_rows - len(pc.unique(table.column("sample_id")))

@@ -53,7 +53,7 @@ def cli() -> None:
 @cli.command()
 @_config_option
 @_choice_options
-@click.option("--upto", default="selection", help="the last asset to make", show_default=True)
+@click.option("--upto", default="leaderboard", help="the last asset to make", show_default=True)
 @click.option("--dry-run", is_flag=True, help="print the plan and its costs, do nothing")
 @click.option("--retrain-sae", is_flag=True, help="train the SAEs anew even if they are fresh")
 @_json_option
@@ -208,8 +208,10 @@ def show(
 def summary(config_path: str | None) -> None:
     """For every selection made: its largest sources and its five best rows."""
     config = load_config(config_path)
-    for target, recipe, dataset, model in itertools.product(
-        config.targets, config.recipes, config.datasets, config.models
+    from assets.keys import subsets
+
+    for (target, recipe), dataset, model in itertools.product(
+        subsets(config.targets, config.recipes), config.datasets, config.models
     ):
         rows = _chosen(config, f"{target}/{recipe}", dataset, model)
         counts = Counter(row["source"] for row in rows)
@@ -284,17 +286,18 @@ def _chosen(
     config: Config, selection: str, dataset: str | None, model: str | None
 ) -> list[dict[str, Any]]:
     """The rows of a selection with their messages, best first."""
+    from assets.keys import subsets
     from assets.raw_pool import pool_table
-    from assets.selection import selection_table
+    from assets.subset import subset_table
     from orchestration.definitions import build_resources
 
-    target, slash, recipe = selection.partition("/")
-    if not slash or target not in config.targets or recipe not in config.recipes:
-        raise RequestError(f"'{selection}' is no TARGET/RECIPE of {config.path}")
+    target, _, recipe = selection.partition("/")
+    if (target, recipe) not in subsets(config.targets, config.recipes):
+        raise RequestError(f"'{selection}' is no TARGET/RECIPE or controls/RECIPE of {config.path}")
     dataset = _only(dataset, config.datasets, "dataset")
     model = _only(model, config.models, "model")
     store = build_resources(config)["store"]
-    name = selection_table(target, recipe, dataset, model)
+    name = subset_table(target, recipe, dataset, model)
     if not store.exists(name):
         raise WorkError(f"{selection} of {dataset} with {model} was never made: mona run first")
     rows: list[dict[str, Any]] = store.read(name).to_pylist()

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.controls import build_controls
 from assets.encoding import build_encoding
 from assets.entries import build_entries
 from assets.keys import Partitions
@@ -55,7 +56,8 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
             for target, spec in config.targets.items()
             for asset in build_target(target, spec, config.models, partitions)
         ),
-        build_selections(list(config.targets), config.recipes, config.models, partitions),
+        *build_selections(list(config.targets), config.recipes, config.models, partitions),
+        *build_controls(list(config.targets), config.recipes, config.models, partitions),
     ]
     resources = {**build_resources(config), **resource_overrides}
     return dg.Definitions(

@@ -15,12 +15,37 @@ from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
-from assets.keys import ACTIVATIONS, RAW_POOL, SAE, SAE_CODES, examples, prototype, selection
+from assets.keys import (
+    ACTIVATIONS,
+    CONTROLS,
+    RAW_POOL,
+    SAE,
+    SAE_CODES,
+    evaluation,
+    evaluations,
+    examples,
+    finetune,
+    leaderboard,
+    prototype,
+    selection,
+    subsets,
+)
 from mona.errors import RequestError
 from orchestration.config import Config
 from orchestration.definitions import build_partitions
 
-UPTO = ("raw_pool", "sae", "activations", "sae_codes", "examples", "prototype", "selection")
+UPTO = (
+    "raw_pool",
+    "sae",
+    "activations",
+    "sae_codes",
+    "examples",
+    "prototype",
+    "selection",
+    "finetune",
+    "evaluation",
+    "leaderboard",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +56,7 @@ class Choice:
     models: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
-    upto: str = "selection"
+    upto: str = "leaderboard"
 
     def checked(self, config: Config) -> Choice:
         """The choice with empty parts filled in. RequestError for a name that is not there."""
@@ -90,7 +115,7 @@ def steps(config: Config, choice: Choice) -> list[Step]:
         for model in chosen.models
         for dataset in chosen.datasets
     ]
-    if chosen.upto in ("activations", "sae_codes", "selection"):
+    if depth >= UPTO.index("selection") or chosen.upto in ("activations", "sae_codes"):
         keys = (ACTIVATIONS,) if chosen.upto == "activations" else (ACTIVATIONS, SAE_CODES)
         planned += [Step(keys, key) for key in multi]
     if depth >= UPTO.index("examples"):
@@ -101,9 +126,32 @@ def steps(config: Config, choice: Choice) -> list[Step]:
             for model in chosen.models
             for target in chosen.targets
         ]
-    if chosen.upto == "selection":
-        made = tuple(selection(t, r) for t in chosen.targets for r in chosen.recipes)
-        planned += [Step(made, key) for key in multi]
+    if depth >= UPTO.index("selection"):
+        recipes = {name: config.recipes[name] for name in chosen.recipes}
+        made = subsets(chosen.targets, recipes)
+        own = tuple(selection(*pair) for pair in made if pair[0] != CONTROLS)
+        shared = [selection(*pair) for pair in made if pair[0] == CONTROLS]
+        planned += [Step(own, key) for key in multi if own]
+        planned += [Step((control,), key) for key in multi for control in shared]
+    if depth >= UPTO.index("finetune"):
+        tuned = [pair for pair in made if config.recipes[pair[1]].finetune is not None]
+        planned += [Step((finetune(*pair),), key) for key in multi for pair in tuned]
+    if depth >= UPTO.index("evaluation"):
+        planned += [
+            Step((evaluation(target, recipe),), key)
+            for key in multi
+            for target, recipe in evaluations(config.targets, config.recipes)
+            if target in chosen.targets and recipe in chosen.recipes
+        ]
+    if depth >= UPTO.index("leaderboard"):
+        ranked = dict.fromkeys(target for target, _ in evaluations(config.targets, config.recipes))
+        # A part of the recipes can't be ranked: the others' figures may be missing.
+        planned += [
+            Step((leaderboard(target),), key)
+            for key in multi
+            for target in ranked
+            if target in chosen.targets and set(chosen.recipes) == set(config.recipes)
+        ]
     return planned
 
 

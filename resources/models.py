@@ -46,7 +46,7 @@ class Models(dg.ConfigurableResource):
         return [[file.name, self.sources.digest(file)] for file in local_files(given.path, where)]
 
     def entry_versions(self, name: str, model: ModelSpec) -> dict[str, str]:
-        """The versions of the three parts of a model's entry: encoder, sae, codes.
+        """The versions of the parts of a model's entry: weights, encoder, sae, codes.
 
         An edit moves only the part that reads the edited field.
         """
@@ -59,6 +59,7 @@ class Models(dg.ConfigurableResource):
         if model.sae.load is not None:
             sae_fields["load"].pop("path")
         return {
+            "weights": fingerprint(identity=identity),
             "encoder": fingerprint(identity=identity, **self._encoder_fields(model)),
             "sae": fingerprint(**sae_fields, files=sae_files),
             "codes": fingerprint(k=model.k, pooling=model.pooling),
