@@ -15,9 +15,9 @@ from assets.keys import (
     by_dataset,
     dataset_and_model,
     examples,
+    label,
     selection,
 )
-from assets.raw_pool import pool_table
 from assets.subset import contaminated, publish
 from mona.controls import draw_scores
 from mona.fingerprint import fingerprint
@@ -25,6 +25,7 @@ from mona.selection import TopRanked
 from mona.spec import Budget, ModelSpec, RecipeSpec
 from resources.encodings import pool_population
 from resources.models import Models
+from resources.records import Records
 from resources.store import Store
 
 
@@ -66,9 +67,16 @@ def _control(
         description=f"The samples control '{recipe_name}' takes, whatever the target.",
     )
     def control(
-        context: dg.AssetExecutionContext, shelf: Models, store: Store
+        context: dg.AssetExecutionContext, shelf: Models, store: Store, records: Records
     ) -> dg.MaterializeResult[Any]:
         dataset, name = dataset_and_model(context)
+        inputs = records.read_at(
+            [
+                label(RAW_POOL, dataset),
+                label(ACTIVATIONS, context.partition_key),
+                *(label(examples(target)) for target in targets),
+            ]
+        )
         # Token budgets are counted by the model's tokenizer: its lengths lie with its views.
         lengths = pool_population(dataset).activations_table(
             shelf.encoder_fingerprint(name, models[name])
@@ -82,7 +90,6 @@ def _control(
         for batch in store.scan(lengths, ["sample_id", "length"]):
             ids = batch.column("sample_id")
             top.add(ids, draw_scores(ids.to_pylist(), recipe.seed), batch.column("length"))
-        read = [pool_table(dataset), lengths]
-        return publish(store, key, dataset, name, recipe, top.finish(), excluded, read)
+        return publish(store, records, key, dataset, name, recipe, top.finish(), excluded, inputs)
 
     return control

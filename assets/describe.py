@@ -7,6 +7,10 @@ from typing import Any
 
 import dagster as dg
 
+from resources.records import Record
+
+RECORD = "record"
+
 
 def picture(png: bytes, alt: str) -> dg.MetadataValue:
     """A plot, inline."""
@@ -24,7 +28,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.MetadataValue:
     )
 
 
-def provenance(inputs: Mapping[str, str], **about: Any) -> dg.MetadataValue:
-    """The explicit record each materialisation carries: what it read, by version, and what
-    it was made with. Dagster's own provenance degrades past 99 upstream partitions."""
-    return dg.MetadataValue.json({"inputs": dict(inputs), **about})
+def provenance(digest: str, record: Record) -> dict[str, dg.MetadataValue]:
+    """The explicit record each materialisation carries: what it read, by record, and what it
+    was made with. Dagster's own provenance degrades past 99 upstream partitions."""
+    shown = {"inputs": record.inputs, "entries": record.entries, **record.about}
+    return {
+        RECORD: dg.MetadataValue.text(digest),
+        "provenance": dg.MetadataValue.json(shown),
+    }

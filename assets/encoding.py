@@ -17,6 +17,7 @@ from assets.keys import (
     by_dataset,
     by_model,
     dataset_and_model,
+    label,
     model_entry,
 )
 from mona.fingerprint import fingerprint, rows_digest
@@ -24,6 +25,7 @@ from mona.spec import ModelSpec
 from resources.encodings import Encodings, SyncReport, pool_population
 from resources.engine import Engine, progress_bar
 from resources.models import Models
+from resources.records import Record, Records, sealed
 from resources.store import Store
 
 if TYPE_CHECKING:
@@ -65,15 +67,26 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
         pool=GPU_POOL,
     )
     def encode(
-        context: dg.AssetExecutionContext, shelf: Models, store: Store, engine: Engine
+        context: dg.AssetExecutionContext,
+        shelf: Models,
+        store: Store,
+        engine: Engine,
+        records: Records,
     ) -> Iterator[dg.MaterializeResult[Any]]:
         dataset, name = dataset_and_model(context)
         model = models[name]
+        pool = records.read_at([label(RAW_POOL, dataset)])
+        entries = {
+            label(model_entry(part), name): version
+            for part, version in shelf.entry_versions(name, model).items()
+            if part in ("encoder", "codes")
+        }
         encodings = Encodings.of_model(pool_population(dataset), name, model, shelf, store, engine)
         encoder_fingerprint = encodings.encoder_fingerprint
         sae = codes_table = None
         codes_fingerprint = ""
         if SAE_CODES in context.selected_asset_keys:
+            sae_record = records.read_at([label(SAE, name)])
             sae, digest = shelf.current_sae(name)
             codes_fingerprint = shelf.codes_fingerprint(name, model, digest)
             codes_table = encodings.population.codes_table(name, codes_fingerprint)
@@ -96,31 +109,40 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
         new_rows = _new_rows_quality(report, sae, model.k)
         rows = rows_digest(encodings.sample_ids.to_pylist())
         if ACTIVATIONS in context.selected_asset_keys:
+            record = Record(
+                asset=label(ACTIVATIONS, context.partition_key),
+                data_version=fingerprint(rows=rows, encoder=encoder_fingerprint),
+                inputs=pool,
+                entries={key: v for key, v in entries.items() if "encoder" in key},
+                tables={encodings.table: sealed(store, encodings.table)},
+                about={"rows": rows, "encoder": encoder_fingerprint},
+            )
             yield dg.MaterializeResult(
                 asset_key=ACTIVATIONS,
-                data_version=dg.DataVersion(fingerprint(rows=rows, encoder=encoder_fingerprint)),
+                data_version=dg.DataVersion(record.data_version),
                 metadata={
                     **work,
                     **_activation_figures(store, encodings.table, model.max_length),
-                    "provenance": provenance(
-                        {"rows": rows}, encoder=encoder_fingerprint, table=encodings.table
-                    ),
+                    **provenance(records.publish(record), record),
                 },
             )
         if codes_table is not None:
+            record = Record(
+                asset=label(SAE_CODES, context.partition_key),
+                data_version=fingerprint(rows=rows, codes=codes_fingerprint),
+                inputs={**pool, **sae_record},
+                entries=entries,
+                tables={codes_table: sealed(store, codes_table)},
+                about={"rows": rows, "encoder": encoder_fingerprint, "codes": codes_fingerprint},
+            )
             yield dg.MaterializeResult(
                 asset_key=SAE_CODES,
-                data_version=dg.DataVersion(fingerprint(rows=rows, codes=codes_fingerprint)),
+                data_version=dg.DataVersion(record.data_version),
                 metadata={
                     **work,
                     **new_rows,
                     **_code_figures(store, codes_table),
-                    "provenance": provenance(
-                        {"rows": rows},
-                        encoder=encoder_fingerprint,
-                        codes=codes_fingerprint,
-                        table=codes_table,
-                    ),
+                    **provenance(records.publish(record), record),
                 },
             )
 

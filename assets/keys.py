@@ -83,6 +83,11 @@ def evaluations(
     ]
 
 
+def label(key: dg.AssetKey, partition: str | None = None) -> str:
+    """An asset partition as people write it: raw_pool[evals]."""
+    return key.to_user_string() + (f"[{partition}]" if partition is not None else "")
+
+
 class Partitions:
     """The three partition definitions that follow from the configured names."""
 

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assets.describe import picture, provenance, table
-from assets.keys import DATASET_ENTRY, RAW_POOL, Partitions
+from assets.keys import DATASET_ENTRY, RAW_POOL, Partitions, label
 from mona.pool import POOL_SCHEMA, NamedRows, PoolSource, build_pool
 from mona.sample import Message
 from mona.spec import DatasetSpec, ModelSpec, Source
 from resources.encodings import KEY
 from resources.engine import progress_bar
 from resources.models import Models
+from resources.records import Record, Records, sealed
 from resources.sources import Sources
 from resources.store import Store
 
@@ -51,10 +52,15 @@ def build_raw_pool(
         description="Canonical samples of one dataset: messages, content id, origins, licence.",
     )
     def raw_pool(
-        context: dg.AssetExecutionContext, sources: Sources, shelf: Models, store: Store
+        context: dg.AssetExecutionContext,
+        sources: Sources,
+        shelf: Models,
+        store: Store,
+        records: Records,
     ) -> dg.MaterializeResult[Any]:
         dataset = context.partition_key
         spec = datasets[dataset]
+        entry = sources.dataset_version(dataset, spec, dict(models))
         revisions: dict[str, str] = {}
         staging = store.folder("scratch", f"pool.{dataset}")
         with (
@@ -86,6 +92,16 @@ def build_raw_pool(
             for source in spec.sources
             for name, digest in _origin_digests(dataset, source, sources, revisions)
         }
+        record = Record(
+            asset=label(RAW_POOL, dataset),
+            data_version=result.digest,
+            entries={label(DATASET_ENTRY, dataset): entry},
+            tables={
+                name: sealed(store, name)
+                for name in (pool_table(dataset), quarantine_table(dataset))
+            },
+            about={"sources": digests, "revisions": revisions, "rows": result.samples},
+        )
         from mona.plots import bars, length_histogram
 
         top = sorted(result.by_source.items(), key=lambda item: (-item[1], item[0]))
@@ -105,7 +121,7 @@ def build_raw_pool(
                 "source mix": picture(bars(dict(top), None), "samples by source"),
                 "lengths": picture(length_histogram(lengths, None, "characters"), "sample lengths"),
                 "store": f"{pool_table(dataset)} version {version}",
-                "provenance": provenance(digests, revisions=revisions, rows=result.samples),
+                **provenance(records.publish(record), record),
             },
         )
 

@@ -12,7 +12,7 @@ import dagster as dg
 
 from assets.describe import picture, provenance
 from assets.encoding import GPU_POOL
-from assets.keys import SAE, Partitions, model_entry
+from assets.keys import RAW_POOL, SAE, Partitions, label, model_entry
 from assets.raw_pool import pool_table
 from mona.errors import RequestError
 from mona.fingerprint import fingerprint, rows_digest
@@ -20,6 +20,7 @@ from mona.spec import ModelSpec
 from resources.encodings import Encodings, pool_population
 from resources.engine import Engine, progress_bar
 from resources.models import Models
+from resources.records import Record, Records, folder_files
 from resources.store import Store
 from resources.token_sample import TokenSample
 
@@ -42,7 +43,11 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
         description="The sparse autoencoder of one model, with its quality on held-out tokens.",
     )
     def sae(
-        context: dg.AssetExecutionContext, shelf: Models, store: Store, engine: Engine
+        context: dg.AssetExecutionContext,
+        shelf: Models,
+        store: Store,
+        engine: Engine,
+        records: Records,
     ) -> dg.MaterializeResult[Any]:
         from mona.sae_quality import measure
 
@@ -53,6 +58,12 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
             _pool(dataset, name, model, shelf, store, engine)
             for dataset in model.sae.sample_datasets
         ]
+        inputs = records.read_at(label(RAW_POOL, d) for d in model.sae.sample_datasets)
+        entries = {
+            label(model_entry(part), name): version
+            for part, version in shelf.entry_versions(name, model).items()
+            if part in ("encoder", "sae")
+        }
         read = {pool.population.name: rows_digest(pool.sample_ids.to_pylist()) for pool in pools}
         seed = model.sae.train.seed if model.sae.train else 0
         sample = TokenSample(pools, seed, model.sae.quality_tokens)
@@ -67,7 +78,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
             quality = measure(made, sample.held_out, model.k)
             if model.sae.load is not None:
                 layers = _layer_fvus(name, model, made, sample, shelf, store)
-            record = {
+            kept = {
                 "encoder": encoder_fingerprint,
                 "origin": origin,
                 "pools": read,
@@ -81,7 +92,15 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
                 "layer": absolute,
                 "fvu_by_layer": {str(layer): fvu for layer, fvu in layers.items()},
             }
-            digest = shelf.publish_sae(name, made, record)
+            digest = shelf.publish_sae(name, made, kept)
+        record = Record(
+            asset=label(SAE, name),
+            data_version=digest,
+            inputs=inputs,
+            entries=entries,
+            files=folder_files(shelf.home, shelf.sae_path(name, digest)),
+            about={"encoder": encoder_fingerprint, "sae": digest, "origin": origin},
+        )
         from mona.plots import sae_quality
 
         return dg.MaterializeResult(
@@ -98,9 +117,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
                 "quality": picture(
                     sae_quality(layers or {absolute: quality.fvu}), "unexplained variance"
                 ),
-                "provenance": provenance(
-                    read, encoder=encoder_fingerprint, sae=digest, origin=origin
-                ),
+                **provenance(records.publish(record), record),
             },
         )
 

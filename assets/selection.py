@@ -21,10 +21,10 @@ from assets.keys import (
     by_model,
     dataset_and_model,
     examples,
+    label,
     prototype,
     selection,
 )
-from assets.raw_pool import pool_table
 from assets.subset import contaminated, publish
 from assets.targets import prototype_table
 from mona.errors import WorkError
@@ -35,6 +35,7 @@ from mona.spec import ModelSpec, RecipeSpec
 from resources.encodings import pool_population
 from resources.engine import progress_bar
 from resources.models import Models
+from resources.records import Records
 from resources.store import Store
 
 
@@ -71,10 +72,11 @@ def build_selections(
         can_subset=True,
     )
     def select_samples(
-        context: dg.AssetExecutionContext, shelf: Models, store: Store
+        context: dg.AssetExecutionContext, shelf: Models, store: Store, records: Records
     ) -> Iterator[dg.MaterializeResult[Any]]:
         dataset, name = dataset_and_model(context)
         chosen = [job for job in jobs if job.key in context.selected_asset_keys]
+        inputs = {job.key: records.read_at(_reads(job, dataset, name)) for job in chosen}
         digest = str(shelf.current_record(name)["digest"])
         codes_fingerprint = shelf.codes_fingerprint(name, models[name], digest)
         population = pool_population(dataset)
@@ -99,17 +101,29 @@ def build_selections(
             for job, ranked, left_out in zip(group, made, excluded, strict=True):
                 yield publish(
                     store,
+                    records,
                     job.key,
                     dataset,
                     name,
                     job.spec,
                     ranked,
                     left_out,
-                    [pool_table(dataset), table],
+                    inputs[job.key],
                     codes=codes_fingerprint,
                 )
 
     return [select_samples]
+
+
+def _reads(job: _Job, dataset: str, model: str) -> list[str]:
+    """The asset partitions that one selection reads."""
+    stored = SAE_CODES if job.spec.representation == "codes" else ACTIVATIONS
+    return [
+        label(RAW_POOL, dataset),
+        label(stored, f"{dataset}|{model}"),
+        label(prototype(job.target), model),
+        label(examples(job.target)),
+    ]
 
 
 def _asset_spec(job: _Job) -> dg.AssetSpec:

@@ -3,7 +3,7 @@
 Which rows are chosen, and by what score, is `assets.selection` and `assets.controls`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.describe import picture, provenance, table
+from assets.keys import label
 from assets.raw_pool import pool_table
 from assets.targets import test_rows_table
 from mona.decontamination import HeldOutIndex, find_all
@@ -19,6 +20,7 @@ from mona.fingerprint import rows_digest
 from mona.selection import Selection
 from mona.spec import RecipeSpec
 from resources.engine import progress_bar
+from resources.records import Record, Records, sealed
 from resources.store import Store
 
 SUBSET_SCHEMA = pa.schema(
@@ -79,17 +81,18 @@ def contaminated(store: Store, dataset: str, targets: Iterable[str]) -> dict[str
 
 def publish(
     store: Store,
+    records: Records,
     key: dg.AssetKey,
     dataset: str,
     model: str,
     recipe: RecipeSpec,
     made: Selection,
     excluded: Mapping[str, str],
-    read: Sequence[str],
+    inputs: Mapping[str, str],
     **about: Any,
 ) -> dg.MaterializeResult[Any]:
-    """Writes the ranked rows of `key`, pins the tables they were chosen from (`read`), and
-    describes them; `about` goes into the provenance."""
+    """Writes the ranked rows of `key`, pins all they were chosen from (`inputs`, as records),
+    and describes them; `about` goes into the record."""
     from mona.plots import bars, length_histogram, score_histogram
 
     pool = store.rows(pool_table(dataset), ["messages", "origins", "n_chars"], made.sample_ids)
@@ -108,14 +111,21 @@ def publish(
     )
     owner, recipe_name, _ = key.path
     name = subset_table(owner, recipe_name, dataset, model)
-    versions = {table_name: store.version(table_name) for table_name in read}
     chosen = rows_digest(made.sample_ids)
     with store.lock(name):
         version = store.replace(name, rows.to_batches(), SUBSET_SCHEMA)
         tag = f"chosen-{chosen[:12]}"
         store.tag(name, tag, version)
-        for table_name, table_version in versions.items():
-            store.tag(table_name, f"{owner}-{recipe_name}-{model}-{chosen[:12]}", table_version)
+        seal = sealed(store, name)
+    record = Record(
+        asset=label(key, f"{dataset}|{model}"),
+        data_version=chosen,
+        inputs=dict(inputs),
+        tables={name: seal},
+        about={"recipe": recipe.model_dump(mode="json", exclude={"finetune"}), "tag": tag, **about},
+    )
+    digest = records.publish(record)
+    records.pin(store, digest)
     report = made.report
     pool_mix, pool_chars = _pool_mix(store, dataset)
     chosen_mix: dict[str, int] = {}
@@ -165,13 +175,7 @@ def publish(
                 ]
             ),
             "top 20": table(top),
-            "provenance": provenance(
-                {key: str(value) for key, value in versions.items()},
-                recipe=recipe.model_dump(mode="json", exclude={"finetune"}),
-                table=name,
-                tag=tag,
-                **about,
-            ),
+            **provenance(digest, record),
         },
     )
 

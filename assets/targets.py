@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from assets.describe import provenance, table
 from assets.encoding import GPU_POOL
-from assets.keys import SAE, Partitions, examples, model_entry, prototype, target_entry
+from assets.keys import SAE, Partitions, examples, label, model_entry, prototype, target_entry
 from mona.codes import from_arrow
 from mona.fingerprint import fingerprint
 from mona.prototype import (
@@ -31,6 +31,7 @@ from mona.targets import (
 from resources.encodings import KEY, Encodings, examples_population
 from resources.engine import Engine, progress_bar
 from resources.models import Models
+from resources.records import Record, Records, sealed
 from resources.sources import Sources
 from resources.store import Store
 
@@ -72,11 +73,14 @@ def build_target(
         code_version="1",
         description="Representative examples of the target and its held-out test rows.",
     )
-    def target_examples(sources: Sources, store: Store) -> dg.MaterializeResult[Any]:
+    def target_examples(
+        sources: Sources, store: Store, records: Records
+    ) -> dg.MaterializeResult[Any]:
         def read(files: TargetFiles, part: str) -> list[TargetRow]:
             found = sources.files(files, f"targets.{target}.{part}")
             return read_target(spec.reader, found, task_ids=files.task_ids)
 
+        entry = sources.target_version(target, spec)
         chosen = choose_examples(
             read(spec.examples, "examples"),
             count=spec.examples_count,
@@ -92,6 +96,15 @@ def build_target(
         version = fingerprint(
             examples=[[row_id, row.subtask] for row_id, row in _by_id(chosen)],
             test=[[row_id, row.question] for row_id, row in _by_id(test)],
+        )
+        record = Record(
+            asset=label(examples(target)),
+            data_version=version,
+            entries={label(target_entry(target)): entry},
+            tables={
+                name: sealed(store, name)
+                for name in (f"examples.{target}", test_rows_table(target))
+            },
         )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(version),
@@ -109,7 +122,7 @@ def build_target(
                         for row in chosen[:10]
                     ]
                 ),
-                "provenance": provenance({"entry": sources.target_version(target, spec)}),
+                **provenance(records.publish(record), record),
             },
         )
 
@@ -128,10 +141,20 @@ def build_target(
         description="The target's per-example codes and their mean, the prototype.",
     )
     def target_prototype(
-        context: dg.AssetExecutionContext, shelf: Models, store: Store, engine: Engine
+        context: dg.AssetExecutionContext,
+        shelf: Models,
+        store: Store,
+        engine: Engine,
+        records: Records,
     ) -> dg.MaterializeResult[Any]:
         name = context.partition_key
         model = models[name]
+        inputs = records.read_at([label(examples(target)), label(SAE, name)])
+        entries = {
+            label(model_entry(part), name): version
+            for part, version in shelf.entry_versions(name, model).items()
+            if part in ("encoder", "codes")
+        }
         sae, digest = shelf.current_sae(name)
         encodings = Encodings.of_model(
             examples_population(target), name, model, shelf, store, engine
@@ -162,10 +185,16 @@ def build_target(
         labels = store.read(f"examples.{target}", ["sample_id", "subtasks"]).to_pydict()
         ids = fingerprint(rows=sorted(zip(labels["sample_id"], labels["subtasks"], strict=True)))
         codes = vectors["codes"]
+        record = Record(
+            asset=label(prototype(target), name),
+            data_version=fingerprint(rows=ids, codes=codes_fingerprint, prototype=spec.prototype),
+            inputs=inputs,
+            entries=entries,
+            tables={table_name: sealed(store, table_name) for table_name in (made, codes_table)},
+            about={"examples": ids, "codes": codes_fingerprint},
+        )
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(
-                fingerprint(rows=ids, codes=codes_fingerprint, prototype=spec.prototype)
-            ),
+            data_version=dg.DataVersion(record.data_version),
             metadata={
                 "dagster/row_count": count,
                 "examples run through the model": report.forwarded,
@@ -177,7 +206,7 @@ def build_target(
                         for i in np.argsort(-codes, kind="stable")[:10]
                     ]
                 ),
-                "provenance": provenance({"examples": ids}, codes=codes_fingerprint, table=made),
+                **provenance(records.publish(record), record),
             },
         )
 

@@ -24,17 +24,19 @@ from orchestration.config import Config, load_config
 from orchestration.sensors import build_entry_sensor
 from resources.engine import Engine
 from resources.models import Models
+from resources.records import Records
 from resources.sources import Sources
 from resources.store import Store
 
 
 def build_resources(config: Config) -> dict[str, Any]:
-    """The four resources of a configuration."""
+    """The five resources of a configuration."""
     home = str(config.home)
     return {
         "sources": Sources(home=home),
         "shelf": Models(home=home, device=config.engine.device),
         "store": Store(root=config.store_root, home=home),
+        "records": Records(home=home),
         "engine": Engine(**config.engine.model_dump()),
     }
 

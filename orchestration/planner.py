@@ -25,6 +25,7 @@ from assets.keys import (
     evaluations,
     examples,
     finetune,
+    label,
     leaderboard,
     prototype,
     selection,
@@ -239,11 +240,6 @@ def _why(cause: object) -> str:
     if dependency is None:
         return str(getattr(cause, "reason", cause))
     return f"{label(dependency.asset_key, dependency.partition_key)} changed"
-
-
-def label(key: dg.AssetKey, partition: str | None) -> str:
-    """An asset partition as people write it."""
-    return key.to_user_string() + (f"[{partition}]" if partition is not None else "")
 
 
 def states(standing: Standing, planned: Iterable[Step]) -> list[State]:

@@ -197,12 +197,16 @@ class Models(dg.ConfigurableResource):
         record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
         return record
 
+    def sae_path(self, name: str, digest: str) -> Path:
+        """The folder of one of a model's SAEs."""
+        return Path(self.home) / "sae" / name / digest
+
     def current_sae(self, name: str) -> tuple[SparseAutoencoder, str]:
         """A model's current SAE, on the device, and its digest."""
         from mona.sae import SparseAutoencoder
 
         digest = str(self.current_record(name)["digest"])
-        folder = Path(self.home) / "sae" / name / digest
+        folder = self.sae_path(name, digest)
         return SparseAutoencoder.load(folder, resolve_device(self.device)), digest
 
     def publish_sae(self, name: str, sae: SparseAutoencoder, record: dict[str, Any]) -> str:
@@ -211,7 +215,7 @@ class Models(dg.ConfigurableResource):
         Earlier ones stay: what was made with them can still be explained.
         """
         digest = sae.digest
-        target = Path(self.home) / "sae" / name / digest
+        target = self.sae_path(name, digest)
         if not target.exists():
             sae.save(target)
         _write_text(target / "record.json", json.dumps({"digest": digest, **record}, indent=1))

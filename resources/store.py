@@ -241,6 +241,25 @@ class Store(dg.ConfigurableResource):
         """Tag -> version."""
         return {tag: int(entry["version"]) for tag, entry in self.open(name).tags.list().items()}
 
+    def files(self, name: str, version: int) -> list[str]:
+        """Every file that a version refers to, as paths under the table's folder, sorted."""
+        dataset = self.open(name).to_lance().checkout_version(version)
+        # Newest first by name: lance counts manifests down from the largest 64-bit number.
+        found = {f"_versions/{2**64 - 1 - version}.manifest"}
+        for fragment in dataset.get_fragments():
+            found.update(f"data/{file.path}" for file in fragment.data_files())
+            deleted = fragment.deletion_file()
+            if deleted is not None:
+                found.add(str(deleted))
+        return sorted(found)
+
+    def open_file(self, name: str, path: str) -> Any:
+        """A file of a table, for reading bytes. FileNotFoundError when it is not there."""
+        from pyarrow import fs
+
+        filesystem, root = fs.FileSystem.from_uri(str(self.open(name).to_lance().uri))
+        return filesystem.open_input_file(f"{root}/{path}")
+
     def drop(self, name: str) -> None:
         """Removes a table with all its versions and tags."""
         self._connection.drop_table(_checked(name))

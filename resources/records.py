@@ -1,0 +1,214 @@
+"""Provenance records: what each materialisation read and made, as files that name each other.
+
+A record is a JSON file named by its own SHA-256; its `inputs` are the digests of the records
+it read. So a record stands for everything above it, down to the source files, and none can be
+changed unseen. This is kept beside Dagster's event log, not taken from it: `mona lineage
+verify` compares the two.
+
+Belongs here: writing, reading and pinning records, and sealing tables and files. Walking them
+to answer a question is `orchestration.lineage`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from mona.content import ContentDigest
+from mona.errors import WorkError
+from resources.store import Store
+
+LIBRARIES = ("torch", "transformers", "sae-lens", "trl", "peft", "lm-eval", "lancedb", "pylance")
+# Token activations are a cache that results never need: their files are sealed, not decoded.
+_UNDECODED = ("tokens",)
+
+
+@dataclass(frozen=True, slots=True)
+class TableSeal:
+    """One version of a table: its rows, the digest of their values, and of every file that
+    holds them (path under the table's folder -> SHA-256)."""
+
+    version: int
+    rows: int
+    content: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one asset partition was made from and what was made.
+
+    inputs: asset partition -> digest of the record it was read at; observed entries and
+    their versions are in `entries`. files: path under home -> SHA-256.
+    """
+
+    asset: str
+    data_version: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, TableSeal] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    libraries: dict[str, str] = field(default_factory=dict)
+
+
+class Records(dg.ConfigurableResource):
+    """Records under `home`."""
+
+    home: str
+
+    @cached_property
+    def _folder(self) -> Path:
+        folder = Path(self.home) / "records"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def current(self, asset: str) -> str | None:
+        """The digest of an asset partition's newest record, or None."""
+        pointer = self._folder / "current" / f"{_file_name(asset)}"
+        return pointer.read_text(encoding="ascii") if pointer.exists() else None
+
+    def read_at(self, assets: Iterable[str]) -> dict[str, str]:
+        """The digests of what is about to be read: call it before reading.
+
+        WorkError for an asset partition without a record.
+        """
+        found = {}
+        for asset in assets:
+            digest = self.current(asset)
+            if digest is None:
+                raise WorkError(f"{asset} has no provenance record: materialise it first")
+            found[asset] = digest
+        return found
+
+    def publish(self, record: Record) -> str:
+        """Writes a record, makes it its asset partition's current one, returns its digest."""
+        body = _canonical({**asdict(record), "libraries": _libraries()})
+        digest = hashlib.sha256(body).hexdigest()
+        _write(self._folder / f"{digest}.json", body)
+        pointer = self._folder / "current" / _file_name(record.asset)
+        pointer.parent.mkdir(exist_ok=True)
+        _write(pointer, digest.encode("ascii"))
+        return digest
+
+    def body(self, digest: str) -> bytes:
+        """A record's bytes as stored. WorkError when there is none."""
+        path = self._folder / f"{digest}.json"
+        if not path.is_file():
+            raise WorkError(f"record {digest} is missing")
+        return path.read_bytes()
+
+    def get(self, digest: str) -> Record:
+        """The record of this digest. WorkError when it is missing or is not what it was."""
+        body = self.body(digest)
+        if hashlib.sha256(body).hexdigest() != digest:
+            raise WorkError(f"record {digest} is not what it was: its bytes have another digest")
+        raw = json.loads(body)
+        tables = {name: TableSeal(**seal) for name, seal in raw.pop("tables").items()}
+        return Record(**raw, tables=tables)
+
+    def digests(self) -> list[str]:
+        """Every record ever published, sorted."""
+        return sorted(path.stem for path in self._folder.glob("*.json"))
+
+    def currents(self) -> dict[str, str]:
+        """Asset partition -> digest of its newest record."""
+        found = {}
+        for pointer in sorted((self._folder / "current").glob("*")):
+            digest = pointer.read_text(encoding="ascii")
+            found[self.get(digest).asset] = digest
+        return found
+
+    def closure(self, digests: Iterable[str]) -> dict[str, Record]:
+        """These records and all above them, each after those it was made from."""
+        found: dict[str, Record] = {}
+
+        def visit(digest: str) -> None:
+            if digest in found:
+                return
+            record = self.get(digest)
+            for parent in record.inputs.values():
+                visit(parent)
+            found[digest] = record
+
+        for digest in digests:
+            visit(digest)
+        return found
+
+    def pin(self, store: Store, digest: str) -> None:
+        """Tags every table version that a record stands on, so that clean-up keeps it."""
+        for above, record in self.closure([digest]).items():
+            for name, seal in record.tables.items():
+                store.tag(name, f"record-{above[:16]}", seal.version)
+
+
+def sealed(store: Store, name: str) -> TableSeal:
+    """The seal of a table's current version."""
+    return seal_at(store, name, store.version(name))
+
+
+def seal_at(store: Store, name: str, table_version: int) -> TableSeal:
+    """The seal of a table's version, from its stored bytes and its decoded rows."""
+    schema = store.open(name).schema
+    columns = [column for column in schema.names if column not in _UNDECODED]
+    digest = ContentDigest()
+    for batch in store.scan(name, columns, version=table_version):
+        digest.add(batch)
+    return TableSeal(
+        version=table_version,
+        rows=digest.rows,
+        content=digest.hexdigest(),
+        files=dict(file_digests(store, name, table_version)),
+    )
+
+
+def file_digests(store: Store, name: str, table_version: int) -> Iterator[tuple[str, str]]:
+    """(path under the table's folder, SHA-256) of every file that a version refers to."""
+    for path in store.files(name, table_version):
+        with store.open_file(name, path) as stream:
+            yield path, hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_files(home: str, folder: Path) -> dict[str, str]:
+    """Path under home -> SHA-256 of every file in a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as stream:
+                key = path.relative_to(home).as_posix()
+                found[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8")
+
+
+def _libraries() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _file_name(asset: str) -> str:
+    # Names are slugs; '/', '[', '|' and ']' are all that an asset partition adds to them.
+    return asset.replace("/", ".").replace("[", "@").replace("|", "+").replace("]", "")
+
+
+def _write(path: Path, body: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(body)
+    partial.replace(path)
