@@ -146,7 +146,7 @@ def build_pool(
     return PoolResult(
         parquet=pool_path,
         quarantine=quarantine_path,
-        digest=pool_digest(pool_path),
+        digest=pool_digest(_batches(pool_path, ["sample_id", "origins"])),
         rows_read=intake.read_count,
         rows_bad=intake.bad,
         rows_left_out=intake.read_count - intake.bad - intake.good,
@@ -391,11 +391,16 @@ def row_digest(identity: str, origins: Iterable[dict[str, Any]]) -> bytes:
     return hashlib.sha256(content.encode("utf-8")).digest()
 
 
-def pool_digest(parquet: Path) -> str:
-    """The data version of a pool: SHA-256 over its sorted row digests, hex."""
-    digests: list[bytes] = []
+def _batches(parquet: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(parquet) as file:
-        for batch in file.iter_batches(_BATCH_ROWS, columns=["sample_id", "origins"]):
-            identities, origins = (column.to_pylist() for column in batch.columns)
-            digests += map(row_digest, identities, origins)
+        yield from file.iter_batches(_BATCH_ROWS, columns=columns)
+
+
+def pool_digest(batches: Iterable[pa.RecordBatch]) -> str:
+    """The data version of a pool: SHA-256 over its sorted row digests, hex. Batches hold the
+    columns sample_id and origins."""
+    digests: list[bytes] = []
+    for batch in batches:
+        identities = batch.column("sample_id").to_pylist()
+        digests += map(row_digest, identities, batch.column("origins").to_pylist())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

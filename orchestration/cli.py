@@ -17,24 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mona.errors import MonaError, RequestError, WorkError
+from orchestration.cli_lineage import lineage
 from orchestration.config import CONFIG_VARIABLE, Config, load_config
+from orchestration.terminal import config_option, json_option, only, print_table
 
 if TYPE_CHECKING:
     from mona.export import ExportFormat
-
-_OUT = Console()
-_config_option = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(),
-    help=f"the configuration file; default: ${CONFIG_VARIABLE}",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
 def _choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,12 +41,12 @@ def cli() -> None:
 
 
 @cli.command()
-@_config_option
+@config_option
 @_choice_options
 @click.option("--upto", default="leaderboard", help="the last asset to make", show_default=True)
 @click.option("--dry-run", is_flag=True, help="print the plan and its costs, do nothing")
 @click.option("--retrain-sae", is_flag=True, help="train the SAEs anew even if they are fresh")
-@_json_option
+@json_option
 def run(
     config_path: str | None,
     datasets: tuple[str, ...],
@@ -102,15 +92,15 @@ def _show_plan(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(list(rows)))
         return
-    _print_table(
+    print_table(
         rows, ["asset", "status", "why", "samples", "tokens", "disk", "time"], "nothing is planned"
     )
 
 
 @cli.command()
-@_config_option
+@config_option
 @_choice_options
-@_json_option
+@json_option
 def status(
     config_path: str | None,
     datasets: tuple[str, ...],
@@ -138,11 +128,11 @@ def status(
     if as_json:
         click.echo(json.dumps(rows))
     else:
-        _print_table(rows, ["asset", "status", "why"], "nothing is configured")
+        print_table(rows, ["asset", "status", "why"], "nothing is configured")
 
 
 @cli.command()
-@_config_option
+@config_option
 def check(config_path: str | None) -> None:
     """Validate the configuration, its names and its files, without work."""
     config = load_config(config_path)
@@ -167,14 +157,14 @@ def select() -> None:
 
 @select.command("show")
 @click.argument("selection")
-@_config_option
+@config_option
 @click.option("--dataset", help="where there is more than one")
 @click.option("--model", help="where there is more than one")
 @click.option("--limit", default=20, show_default=True, help="rows to show")
 @click.option(
     "--sort", type=click.Choice(["rank", "source", "length"]), default="rank", show_default=True
 )
-@_json_option
+@json_option
 def show(
     selection: str,
     config_path: str | None,
@@ -200,11 +190,11 @@ def show(
         for row in rows[:limit]
     ]
     columns = ["rank", "score", "source", "licence", "length", "text", "sample_id"]
-    _print_table(shown, columns, "nothing was chosen")
+    print_table(shown, columns, "nothing was chosen")
 
 
 @select.command("summary")
-@_config_option
+@config_option
 def summary(config_path: str | None) -> None:
     """For every selection made: its largest sources and its five best rows."""
     config = load_config(config_path)
@@ -225,7 +215,7 @@ def summary(config_path: str | None) -> None:
 
 @cli.command()
 @click.argument("selection")
-@_config_option
+@config_option
 @click.option("--dataset", help="where there is more than one")
 @click.option("--model", help="where there is more than one")
 @click.option(
@@ -266,7 +256,7 @@ def export(
 
 
 @cli.command()
-@_config_option
+@config_option
 @click.option("--port", default=3000, show_default=True)
 def ui(config_path: str | None, port: int) -> None:
     """Dagster's UI with its daemon on 127.0.0.1, over the store's history."""
@@ -294,8 +284,8 @@ def _chosen(
     target, _, recipe = selection.partition("/")
     if (target, recipe) not in subsets(config.targets, config.recipes):
         raise RequestError(f"'{selection}' is no TARGET/RECIPE or controls/RECIPE of {config.path}")
-    dataset = _only(dataset, config.datasets, "dataset")
-    model = _only(model, config.models, "model")
+    dataset = only(dataset, config.datasets, "dataset")
+    model = only(model, config.models, "model")
     store = build_resources(config)["store"]
     name = subset_table(target, recipe, dataset, model)
     if not store.exists(name):
@@ -307,35 +297,12 @@ def _chosen(
     return rows
 
 
-def _only(given: str | None, known: dict[str, Any], kind: str) -> str:
-    if given is None and len(known) == 1:
-        return next(iter(known))
-    if given not in known:
-        listed = ", ".join(known)
-        raise RequestError(
-            f"no {kind} is called '{given}'" if given else f"pass --{kind}: one of {listed}"
-        )
-    return str(given)
-
-
 def _one_line(messages: Sequence[dict[str, str]], width: int = 160) -> str:
     text = " | ".join(" ".join(message["content"].split()) for message in messages)
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], empty: str) -> None:
-    if not rows:
-        click.echo(empty)
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        # Text, since a partition in brackets would be read as markup.
-        table.add_row(*(Text(str(row.get(column, ""))) for column in columns))
-    # Into a pipe, a table keeps its full width: cut cells can't be searched.
-    console = _OUT if sys.stdout.isatty() else Console(width=240)
-    console.print(table)
+cli.add_command(lineage)
 
 
 def main() -> None:

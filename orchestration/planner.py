@@ -189,19 +189,20 @@ class Standing:
         if status == StaleStatus.STALE:
             causes = self._resolver.get_stale_causes(key, partition)
             return State(key, partition, "stale", "; ".join(dict.fromkeys(map(_why, causes))))
-        for parent, parent_partition in self._parents(key, partition):
+        for parent, parent_partition in self.parents(key, partition):
             above = self.state(parent, parent_partition)
             if above.status in ("stale", "missing", "waiting"):
                 shown = label(parent, parent_partition)
                 return State(key, partition, "waiting", f"upstream {shown} is {above.status}")
         return State(key, partition, "fresh")
 
-    def _parents(
-        self, key: dg.AssetKey, partition: str | None
+    def parents(
+        self, key: dg.AssetKey, partition: str | None, *, with_entries: bool = False
     ) -> Iterator[tuple[dg.AssetKey, str | None]]:
+        """(asset, partition) of what a partition reads; observed entries where asked for."""
         for parent in sorted(self._graph.get(key).parent_keys):
             node = self._graph.get(parent)
-            if node.is_external:
+            if node.is_external and not with_entries:
                 continue
             if node.partitions_def is None:
                 yield parent, None
@@ -217,7 +218,7 @@ class Standing:
 
         Separate runs don't inherit a blocking check, so the planner looks itself.
         """
-        for parent, parent_partition in self._parents(key, partition):
+        for parent, parent_partition in self.parents(key, partition):
             for check in sorted(self._graph.asset_check_keys, key=str):
                 if check.asset_key != parent:
                     continue

@@ -119,13 +119,10 @@ class Records(dg.ConfigurableResource):
         """Every record ever published, sorted."""
         return sorted(path.stem for path in self._folder.glob("*.json"))
 
-    def currents(self) -> dict[str, str]:
+    def pointers(self) -> dict[str, str]:
         """Asset partition -> digest of its newest record."""
-        found = {}
-        for pointer in sorted((self._folder / "current").glob("*")):
-            digest = pointer.read_text(encoding="ascii")
-            found[self.get(digest).asset] = digest
-        return found
+        pointers = sorted((self._folder / "current").glob("[!.]*"))
+        return {_asset_name(path.name): path.read_text(encoding="ascii") for path in pointers}
 
     def closure(self, digests: Iterable[str]) -> dict[str, Record]:
         """These records and all above them, each after those it was made from."""
@@ -206,6 +203,11 @@ def _libraries() -> dict[str, str]:
 def _file_name(asset: str) -> str:
     # Names are slugs; '/', '[', '|' and ']' are all that an asset partition adds to them.
     return asset.replace("/", ".").replace("[", "@").replace("|", "+").replace("]", "")
+
+
+def _asset_name(file_name: str) -> str:
+    name, at, partition = file_name.partition("@")
+    return name.replace(".", "/") + (f"[{partition.replace('+', '|')}]" if at else "")
 
 
 def _write(path: Path, body: bytes) -> None:

@@ -257,8 +257,8 @@ class Store(dg.ConfigurableResource):
         """A file of a table, for reading bytes. FileNotFoundError when it is not there."""
         from pyarrow import fs
 
-        filesystem, root = fs.FileSystem.from_uri(str(self.open(name).to_lance().uri))
-        return filesystem.open_input_file(f"{root}/{path}")
+        filesystem, root = fs.FileSystem.from_uri(self.root)
+        return filesystem.open_input_file(f"{root}/tables/{_checked(name)}.lance/{path}")
 
     def drop(self, name: str) -> None:
         """Removes a table with all its versions and tags."""

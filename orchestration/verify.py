@@ -1,0 +1,256 @@
+"""Is every recorded fact still true? Stored bytes, decoded rows and Dagster's own history,
+each against the provenance records.
+
+Nothing is repaired here: every fault found is one finding that names what is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import (
+    DATA_VERSION_TAG,
+    INPUT_DATA_VERSION_TAG_PREFIX,
+    INPUT_EVENT_POINTER_TAG_PREFIX,
+)
+
+from assets.describe import RECORD
+from assets.keys import label
+from mona.errors import MonaError
+from mona.fingerprint import rows_digest
+from mona.pool import pool_digest
+from mona.sample import from_records, sample_id
+from orchestration.lineage import kind
+from orchestration.planner import Standing
+from resources.records import Record, Records, TableSeal, seal_at
+from resources.store import Store
+
+# What must stay readable for ever, because a model may have been trained on it.
+_AUDITED = ("selection", "finetune", "evaluation")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as recorded: of which record, what, and how."""
+
+    asset: str
+    record: str
+    what: str
+    problem: str
+
+
+def verify(
+    standing: Standing,
+    records: Records,
+    store: Store,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Finding]:
+    """Every finding, in the order of the records' digests; none when all is as recorded."""
+    findings, known = _read_records(records)
+    for digest, record in _audited(records, known):
+        findings += [
+            Finding(record.asset, digest, what, problem)
+            for what, problem in _contents(record, records, store)
+        ]
+        progress(1)
+    return findings + list(_history(standing, records, known))
+
+
+def count_audited(records: Records) -> int:
+    """How many records `verify` looks at."""
+    return len(_audited(records, _read_records(records)[1]))
+
+
+def _read_records(records: Records) -> tuple[list[Finding], dict[str, Record]]:
+    """(findings, every record that is what its name says)."""
+    findings, known = [], {}
+    for digest in records.digests():
+        try:
+            known[digest] = records.get(digest)
+        except (MonaError, ValueError) as error:
+            findings.append(Finding("record", digest, f"records/{digest}.json", str(error)))
+    for digest, record in known.items():
+        for asset, parent in record.inputs.items():
+            if parent not in known and not any(f.record == parent for f in findings):
+                problem = f"the record of {asset} that it read is missing"
+                findings.append(Finding(record.asset, digest, f"records/{parent}.json", problem))
+    return findings, known
+
+
+def _audited(records: Records, known: Mapping[str, Record]) -> list[tuple[str, Record]]:
+    wanted = {digest for digest, record in known.items() if kind(record.asset) in _AUDITED}
+    wanted |= {digest for digest in records.pointers().values() if digest in known}
+    reached: set[str] = set()
+    while wanted:
+        digest = wanted.pop()
+        reached.add(digest)
+        wanted |= {p for p in known[digest].inputs.values() if p in known and p not in reached}
+    return [(digest, known[digest]) for digest in sorted(reached)]
+
+
+def _contents(record: Record, records: Records, store: Store) -> Iterator[tuple[str, str]]:
+    """(what, problem) of a record's tables and files."""
+    for path, expected in sorted(record.files.items()):
+        problem = _file_problem(Path(records.home) / path, expected)
+        if problem:
+            yield path, problem
+    for name, seal in sorted(record.tables.items()):
+        faults = list(_stored_bytes(store, name, seal))
+        # Rows are decoded only from bytes that are what they were.
+        yield from faults or _rows(store, name, seal, record)
+
+
+def _file_problem(path: Path, expected: str) -> str | None:
+    if not path.is_file():
+        return "the file is missing"
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    return None if found == expected else f"its bytes have digest {found[:16]}, not {expected[:16]}"
+
+
+def _stored_bytes(store: Store, name: str, seal: TableSeal) -> Iterator[tuple[str, str]]:
+    for path, expected in sorted(seal.files.items()):
+        what = f"table {name} version {seal.version}: {path}"
+        try:
+            with store.open_file(name, path) as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except FileNotFoundError:
+            yield what, "the file is missing"
+            continue
+        if found != expected:
+            yield what, f"its bytes have digest {found[:16]}, not {expected[:16]}"
+
+
+def _rows(store: Store, name: str, seal: TableSeal, record: Record) -> Iterator[tuple[str, str]]:
+    """What the decoded rows say against the seal, the samples' ids and the data version."""
+    what = f"table {name} version {seal.version}"
+    found = seal_at(store, name, seal.version)
+    if (found.rows, found.content) != (seal.rows, seal.content):
+        yield what, f"{found.rows} rows of content {found.content[:16]}, not {seal.content[:16]}"
+    if name.startswith("pool."):
+        for batch in store.scan(name, ["sample_id", "messages"], version=seal.version):
+            for row in batch.to_pylist():
+                if sample_id(from_records(row["messages"])) != row["sample_id"]:
+                    yield what, f"sample {row['sample_id']}: its text has another id"
+    version = record.data_version
+    if name.startswith("pool."):
+        version = pool_digest(store.scan(name, ["sample_id", "origins"], version=seal.version))
+    if name.startswith("selection."):
+        version = rows_digest(store.sample_ids(name, version=seal.version).to_pylist())
+    if version != record.data_version:
+        yield what, f"its rows are those of data version {version[:16]}, not the recorded one"
+
+
+def _history(
+    standing: Standing, records: Records, known: Mapping[str, Record]
+) -> Iterator[Finding]:
+    """Dagster's event log against the records: each materialisation's record, its data
+    version, and what it says it consumed."""
+    graph = standing.definitions.resolve_asset_graph()
+    pointers = records.pointers()
+    for key in sorted(graph.materializable_asset_keys):
+        newest: set[str | None] = set()
+        for event in _materialisations(standing.instance, key):
+            digest = _record_of(event)
+            asset = label(key, event.partition_key)
+            if digest is None:
+                continue
+            if digest not in known:
+                yield Finding(asset, digest, "record", "Dagster names a record that is not here")
+                continue
+            record = known[digest]
+            if event.partition_key not in newest:
+                newest.add(event.partition_key)
+                if pointers.get(asset) != digest:
+                    problem = "the newest record is not the one of Dagster's last materialisation"
+                    yield Finding(asset, digest, "record", problem)
+            version = (event.asset_materialization.tags or {}).get(DATA_VERSION_TAG)
+            if version != record.data_version:
+                problem = f"Dagster's data version is {version}, the record's {record.data_version}"
+                yield Finding(asset, digest, "data version", problem)
+            yield from _consumed(standing, key, event, digest, record, known)
+
+
+def _materialisations(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[Any]:
+    """Every materialisation of an asset, newest first."""
+    cursor: str | None = None
+    while True:
+        page = instance.fetch_materializations(key, limit=500, cursor=cursor)
+        yield from page.records
+        if not page.has_more:
+            return
+        cursor = page.cursor
+
+
+def _record_of(event: Any) -> str | None:
+    found = event.asset_materialization.metadata.get(RECORD)
+    return str(found.value) if found is not None else None
+
+
+def _consumed(
+    standing: Standing,
+    key: dg.AssetKey,
+    event: Any,
+    digest: str,
+    record: Record,
+    known: Mapping[str, Record],
+) -> Iterator[Finding]:
+    """Dagster's pointer to each input names the newest event of any partition, so it is only a
+    cursor: the event consumed is the partition's last one before it, and its data version must
+    hash to the recorded input version."""
+    asset = label(key, event.partition_key)
+    tags = event.asset_materialization.tags or {}
+    parents = dict(standing.parents(key, event.partition_key, with_entries=True))
+    graph = standing.definitions.resolve_asset_graph()
+    for parent, partition in sorted(parents.items()):
+        name = parent.to_user_string()
+        pointer = tags.get(f"{INPUT_EVENT_POINTER_TAG_PREFIX}/{name}")
+        stated = tags.get(f"{INPUT_DATA_VERSION_TAG_PREFIX}/{name}")
+        what = f"input {label(parent, partition)}"
+        if pointer is None or pointer == "NULL" or stated is None:
+            yield Finding(asset, digest, what, "Dagster's event does not say what it consumed")
+            continue
+        version = _version_before(standing.instance, parent, partition, int(pointer) + 1)
+        # Of a partitioned observed entry Dagster hashes no version at all: only the pointer says.
+        unsaid = graph.get(parent).is_external and stated == _combined([])
+        if version is None or not (unsaid or stated in (version, _combined([version]))):
+            yield Finding(asset, digest, what, "Dagster's log has no event of the version it names")
+            continue
+        above = record.inputs.get(label(parent, partition))
+        explicit = (
+            record.entries.get(label(parent, partition))
+            if above is None
+            else known[above].data_version
+            if above in known
+            else None
+        )
+        if explicit != version:
+            problem = f"Dagster says it read {version}, the record {explicit}"
+            yield Finding(asset, digest, what, problem)
+
+
+def _combined(versions: Iterable[str]) -> str:
+    return hashlib.sha256("".join(versions).encode()).hexdigest()
+
+
+def _version_before(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, before: int
+) -> str | None:
+    wanted = dg.AssetRecordsFilter(
+        asset_key=key,
+        asset_partitions=[partition] if partition is not None else None,
+        before_storage_id=before,
+    )
+    made = instance.fetch_materializations(wanted, limit=1).records
+    seen = instance.fetch_observations(wanted, limit=1).records
+    latest = max([*made, *seen], key=lambda found: found.storage_id, default=None)
+    if latest is None:
+        return None
+    event = latest.asset_materialization or latest.event_log_entry.asset_observation
+    assert event is not None
+    return (event.tags or {}).get(DATA_VERSION_TAG)
