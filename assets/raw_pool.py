@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from assets.describe import picture, provenance, table
 from assets.keys import DATASET_ENTRY, RAW_POOL, Partitions, label
+from assets.retries import retried
 from mona.pool import POOL_SCHEMA, NamedRows, PoolSource, build_pool
 from mona.sample import Message
 from mona.spec import DatasetSpec, ModelSpec, Source
@@ -64,6 +65,7 @@ def build_raw_pool(
         revisions: dict[str, str] = {}
         staging = store.folder("scratch", f"pool.{dataset}")
         with (
+            retried(context),
             store.lock(pool_table(dataset)),
             progress_bar(f"reading {dataset}", None, "rows") as (advance),
         ):

@@ -13,3 +13,7 @@ class RequestError(MonaError):
 
 class WorkError(MonaError):
     """The request was fine and the work failed. The command exits with 1."""
+
+
+class PassingError(WorkError):
+    """A failure that may pass by itself: a hub or an index that did not answer."""

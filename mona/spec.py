@@ -128,6 +128,9 @@ class DatasetSpec(Spec):
         default=0.01, ge=0, le=1, description="share that may be unreadable"
     )
     subsample: Subsample | None = None
+    refresh: str | None = Field(
+        default=None, description="cron expression: when its sources are read again"
+    )
 
     @model_validator(mode="after")
     def _distinct_sources(self) -> DatasetSpec:

@@ -120,7 +120,7 @@ def status(
     definitions = build_definitions(config)
     with open_instance(config) as instance:
         observe(config, instance, build_resources(config))
-        standing = Standing(instance, definitions, config)
+        standing = Standing(instance, definitions.resolve_asset_graph(), config)
         rows = [
             {"asset": label(state.key, state.partition), "status": state.status, "why": state.why}
             for state in states(standing, steps(config, choice))

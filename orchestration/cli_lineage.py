@@ -148,7 +148,7 @@ def verify_command(config_path: str | None, as_json: bool) -> None:
     resources = build_resources(config)
     records, store = resources["records"], resources["store"]
     with open_instance(config) as instance:
-        standing = Standing(instance, build_definitions(config), config)
+        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
         total = count_audited(records)
         with progress_bar("verifying", total, "records") as advance:
             findings = verify(standing, records, store, advance)

@@ -30,6 +30,22 @@ class StoreSpec(Spec):
     home: LocalPath | None = None
 
 
+class AutomationSpec(Spec):
+    """What happens without a hand, while `mona ui` or Dagster's daemon runs."""
+
+    follow_changes: bool = Field(
+        default=False, description="bring derived partitions up to date when inputs change"
+    )
+    sweep: str | None = Field(
+        default=None, description="cron expression: look for stale partitions that were missed"
+    )
+    webhook: str | None = Field(
+        default=None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="environment variable with the URL that failures and taints are posted to",
+    )
+
+
 class Config(Spec):
     """The whole configuration; `path` is the file it was read from."""
 
@@ -40,6 +56,7 @@ class Config(Spec):
     targets: dict[Slug, TargetSpec] = Field(min_length=1)
     recipes: dict[Slug, RecipeSpec] = Field(min_length=1)
     engine: EngineSpec = EngineSpec()
+    automation: AutomationSpec = AutomationSpec()
 
     @property
     def store_root(self) -> str:
@@ -110,6 +127,19 @@ def _check_names(config: Config) -> None:
             )
 
 
+def _check_crons(config: Config) -> None:
+    crons = {f"datasets.{name}.refresh": d.refresh for name, d in config.datasets.items()}
+    crons["automation.sweep"] = config.automation.sweep
+    given = {key: cron for key, cron in crons.items() if cron is not None}
+    if not given:
+        return
+    from dagster._utils.schedules import is_valid_cron_string
+
+    for key, cron in given.items():
+        if not is_valid_cron_string(cron):
+            raise RequestError(f"{key}: '{cron}' is no cron expression")
+
+
 def load_config(path: str | Path | None = None) -> Config:
     """The configuration at `path`, or at MONA_CONFIG.
 
@@ -132,6 +162,7 @@ def load_config(path: str | Path | None = None) -> Config:
             raise RequestError("not a mapping of store, datasets, models, targets, recipes")
         config = Config.model_validate({**raw, "path": file}, context={"base": file.parent})
         _check_names(config)
+        _check_crons(config)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise RequestError(f"{file}: line {line}: {error.problem}") from error

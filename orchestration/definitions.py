@@ -18,10 +18,12 @@ from assets.raw_pool import build_raw_pool
 from assets.sae import build_sae
 from assets.selection import build_selections
 from assets.targets import build_target
-from orchestration.automation import with_automation
+from orchestration.automation import build_condition_sensor, with_automation
 from orchestration.checks import build_checks
 from orchestration.config import Config, load_config
-from orchestration.sensors import build_entry_sensor
+from orchestration.notices import build_failure_sensor
+from orchestration.refresh import build_schedules
+from orchestration.sensors import build_entry_sensor, build_hub_sensor
 from resources.engine import Engine
 from resources.models import Models
 from resources.records import Records
@@ -65,10 +67,18 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
     return dg.Definitions(
         assets=[
             *build_entries(config.datasets, config.models, config.targets, partitions),
-            *(with_automation(asset) for asset in made),
+            *(with_automation(asset, config) for asset in made),
         ],
         asset_checks=build_checks(config, partitions),
-        sensors=[build_entry_sensor(config)],
+        sensors=[
+            build_entry_sensor(config),
+            build_condition_sensor(config),
+            *build_hub_sensor(config),
+            *build_failure_sensor(config),
+        ],
+        schedules=build_schedules(config),
+        # One process a run: a model is loaded once for all of its steps.
+        executor=dg.in_process_executor,
         resources=resources,
     )
 

@@ -37,7 +37,7 @@ def estimate(
     choice: Choice,
 ) -> list[dict[str, Any]]:
     """A row a planned asset partition that is not fresh, in the order of the run."""
-    standing = Standing(instance, definitions, config)
+    standing = Standing(instance, definitions.resolve_asset_graph(), config)
     store, shelf = resources["store"], resources["shelf"]
     rows = []
     for step in steps(config, choice):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.loader import LoadingContextForTest
@@ -21,6 +23,7 @@ from assets.keys import (
     RAW_POOL,
     SAE,
     SAE_CODES,
+    Partitions,
     evaluation,
     evaluations,
     examples,
@@ -33,7 +36,6 @@ from assets.keys import (
 )
 from mona.errors import RequestError
 from orchestration.config import Config
-from orchestration.definitions import build_partitions
 
 UPTO = (
     "raw_pool",
@@ -161,19 +163,18 @@ class Standing:
     """Freshness of asset partitions, read once from an instance."""
 
     instance: dg.DagsterInstance
-    definitions: dg.Definitions
+    graph: BaseAssetGraph[Any]
     config: Config
     _states: dict[tuple[dg.AssetKey, str | None], State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._graph = self.definitions.resolve_asset_graph()
         self.forget()
 
     def forget(self) -> None:
         """Drops what was read: after a run it is out of date."""
         self._states.clear()
         self._resolver = CachingStaleStatusResolver(
-            self.instance, self._graph, LoadingContextForTest(self.instance)
+            self.instance, self.graph, LoadingContextForTest(self.instance)
         )
 
     def state(self, key: dg.AssetKey, partition: str | None) -> State:
@@ -200,18 +201,25 @@ class Standing:
         self, key: dg.AssetKey, partition: str | None, *, with_entries: bool = False
     ) -> Iterator[tuple[dg.AssetKey, str | None]]:
         """(asset, partition) of what a partition reads; observed entries where asked for."""
-        for parent in sorted(self._graph.get(key).parent_keys):
-            node = self._graph.get(parent)
+        for parent in sorted(self.graph.get(key).parent_keys):
+            node = self.graph.get(parent)
             if node.is_external and not with_entries:
                 continue
             if node.partitions_def is None:
                 yield parent, None
-            elif partition is None or node.partitions_def == self._graph.get(key).partitions_def:
+            elif partition is None or node.partitions_def == self.graph.get(key).partitions_def:
                 yield parent, partition
             else:
                 halves = dict(zip(("dataset", "model"), partition.split("|"), strict=True))
-                datasets = build_partitions(self.config).dataset
+                datasets = Partitions(self.config.datasets, self.config.models).dataset
                 yield parent, halves["dataset" if node.partitions_def == datasets else "model"]
+
+    def unready(self, key: dg.AssetKey, partition: str | None) -> bool:
+        """Whether something directly above is itself to be made first."""
+        return any(
+            self.state(*parent).status in ("missing", "stale", "waiting")
+            for parent in self.parents(key, partition)
+        )
 
     def failed_check(self, key: dg.AssetKey, partition: str | None) -> str | None:
         """The first blocking check above this partition whose last result is a failure.
@@ -219,7 +227,7 @@ class Standing:
         Separate runs don't inherit a blocking check, so the planner looks itself.
         """
         for parent, parent_partition in self.parents(key, partition):
-            for check in sorted(self._graph.asset_check_keys, key=str):
+            for check in sorted(self.graph.asset_check_keys, key=str):
                 if check.asset_key != parent:
                     continue
                 history = self.instance.event_log_storage.get_asset_check_execution_history(

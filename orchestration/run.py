@@ -52,7 +52,7 @@ def bring_up_to_date(
     """
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     bury_dead_runs(instance)
-    standing = Standing(instance, definitions, config)
+    standing = Standing(instance, definitions.resolve_asset_graph(), config)
     job = definitions.resolve_implicit_global_asset_job_def()
     done = Done()
     for step in steps(config, choice):

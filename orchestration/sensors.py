@@ -1,11 +1,13 @@
 """The sensor that keeps observed entries level with the configuration and its files."""
 
+import json
 from collections.abc import Iterator
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.entries import entry_versions
+from assets.keys import RAW_POOL
 from orchestration.config import Config
 from resources.models import Models
 from resources.sources import Sources
@@ -25,6 +27,33 @@ def changed_entries(
             yield dg.AssetObservation(
                 asset_key=key, partition=partition, tags={DATA_VERSION_TAG: version}
             )
+
+
+def build_hub_sensor(config: Config) -> list[dg.SensorDefinition]:
+    """Watches the revisions of hub datasets; none without one."""
+    watched = {
+        name: [source.hub for source in dataset.sources if source.hub is not None]
+        for name, dataset in config.datasets.items()
+    }
+    watched = {name: hubs for name, hubs in watched.items() if hubs}
+    if not watched:
+        return []
+
+    @dg.sensor(
+        name="hub_revisions",
+        target=[RAW_POOL],
+        minimum_interval_seconds=600,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="Reads a dataset again when a revision of its hub sources has moved.",
+    )
+    def hub_revisions(context: dg.SensorEvaluationContext, sources: Sources) -> dg.SensorResult:
+        before: dict[str, list[str]] = json.loads(context.cursor or "{}")
+        now = {name: [sources.hub_commit(hub) for hub in hubs] for name, hubs in watched.items()}
+        moved = [name for name in now if name in before and before[name] != now[name]]
+        requests = [dg.RunRequest(partition_key=d, asset_selection=[RAW_POOL]) for d in moved]
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(now))
+
+    return [hub_revisions]
 
 
 def build_entry_sensor(config: Config) -> dg.SensorDefinition:

@@ -151,7 +151,7 @@ def _history(
 ) -> Iterator[Finding]:
     """Dagster's event log against the records: each materialisation's record, its data
     version, and what it says it consumed."""
-    graph = standing.definitions.resolve_asset_graph()
+    graph = standing.graph
     pointers = records.pointers()
     for key in sorted(graph.materializable_asset_keys):
         newest: set[str | None] = set()
@@ -206,7 +206,7 @@ def _consumed(
     asset = label(key, event.partition_key)
     tags = event.asset_materialization.tags or {}
     parents = dict(standing.parents(key, event.partition_key, with_entries=True))
-    graph = standing.definitions.resolve_asset_graph()
+    graph = standing.graph
     for parent, partition in sorted(parents.items()):
         name = parent.to_user_string()
         pointer = tags.get(f"{INPUT_EVENT_POINTER_TAG_PREFIX}/{name}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from mona.device import resolve_device, resolve_dtype
-from mona.errors import RequestError, WorkError
+from mona.errors import PassingError, RequestError
 from mona.files import DataFile
 from mona.fingerprint import fingerprint
 from mona.spec import LanguageModel, ModelSpec, PretrainedSae, Template, TokenPolicy
@@ -119,7 +119,7 @@ class Models(dg.ConfigurableResource):
             found = snapshot_download(repo, revision=revision, allow_patterns=list(patterns))
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise WorkError(f"hub repo {repo}: {first}") from error
+            raise PassingError(f"hub repo {repo}: {first}") from error
         return Path(found)
 
     def weights_digest(self, name: str, given: LanguageModel) -> str:

