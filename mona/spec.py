@@ -278,6 +278,27 @@ class TargetFiles(Spec):
         return self
 
 
+class EvaluationSpec(Spec):
+    """How tuned models are measured on a target's test rows, by lm-evaluation-harness."""
+
+    task: str | None = Field(
+        default=None,
+        description="a task of lm-evaluation-harness by its name, its data from the hub; "
+        "default: one made here over the target's own test rows",
+    )
+    rows: int | None = Field(default=None, ge=1, description="seeded draw; default: all")
+    loss_rows: int | None = Field(
+        default=None, ge=1, description="rows of the held-out loss, seeded draw; default: as rows"
+    )
+    shots: int = Field(default=0, ge=0, description="exemplars, from the target's examples")
+    max_new_tokens: int = Field(default=256, ge=1)
+    chat: bool = Field(default=True, description="ask in the model's chat template")
+    allow_code_execution: bool = Field(
+        default=False, description="run generated programs, each in a process with limits"
+    )
+    seed: int = 0
+
+
 class TargetSpec(Spec):
     """A target task: representative examples and, where there are any, held-out test rows."""
 
@@ -290,6 +311,7 @@ class TargetSpec(Spec):
     prototype: Literal["mean", "balanced"] = Field(
         default="mean", description="balanced: the mean of the subtasks' means"
     )
+    evaluation: EvaluationSpec | None = None
 
 
 class Budget(Spec):
@@ -309,6 +331,47 @@ class Budget(Spec):
 
 Representation = Literal["codes", "mean", "weighted_mean", "mlp_topk"]
 Similarity = Literal["jaccard", "cosine", "euclidean"]
+
+
+class Lora(Spec):
+    """Low-rank adapters on every linear layer (arXiv 2106.09685)."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class FinetuneSpec(Spec):
+    """Supervised fine-tuning on a subset; loss on assistant turns only.
+
+    The defaults suit adapters on some hundred to some thousand samples.
+    """
+
+    base: LanguageModel | None = Field(
+        default=None, description="the model that is tuned; default: the one that encoded"
+    )
+    lora: Lora | None = Field(default=Lora(), description="null: all weights are tuned")
+    epochs: float = Field(default=2.0, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    batch_size: int = Field(default=16, ge=1, description="samples an optimiser step")
+    micro_batch_size: int = Field(default=4, ge=1, description="samples a forward pass")
+    max_length: int = Field(default=1024, ge=2, description="tokens; longer samples are cut")
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    checkpoint_steps: int = Field(default=50, ge=1)
+    template: Template = "chat"
+    seed: int = 0
+    auto: bool = Field(default=False, description="follow new selections without a hand")
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> FinetuneSpec:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError("batch_size is no multiple of micro_batch_size")
+        return self
 
 
 class RecipeSpec(Spec):
