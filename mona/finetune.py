@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -143,7 +144,9 @@ def train(
     quiet_transformers()
     rows, skipped = _rows(samples, base_folder, spec)
     dtype = resolve_dtype(spec.dtype, device)
-    with _deterministic():
+    with _deterministic(), warnings.catch_warnings():
+        # The libraries tell each other, not the user, what will be renamed.
+        warnings.simplefilter("ignore", FutureWarning)
         arguments = _arguments(spec, scratch, accumulation, device, dtype)
         settings = _settings(rows, base_folder, spec, device, dtype)
         # Only the main process clears the scratch folder; the others then find it in order.

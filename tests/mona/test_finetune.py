@@ -7,7 +7,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ def _train(base: Path, folder: Path, spec: FinetuneSpec = SPEC, **changes: Any) 
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads on a tiny model mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -80,7 +91,15 @@ def test_what_is_published(tiny_llama: Path, undisturbed: Path) -> None:
 
 def test_the_report_says_what_happened(undisturbed: Path) -> None:
     report = read_report(undisturbed)
-    assert (report.samples, report.skipped, report.truncated) == (9, 0, 3)
+    rendered = [
+        f"<|start|>system\nBe brief.<|stop|>\n<|start|>user\n{question.content}<|stop|>\n"
+        f"<|start|>assistant\n{answer.content}<|stop|>\n"
+        for question, answer in SAMPLES
+    ]
+    lengths = [len(text.replace("<|start|>", "1").replace("<|stop|>", "1")) for text in rendered]
+    cut = sum(length > SPEC.max_length for length in lengths)
+    assert (report.samples, report.skipped, report.truncated) == (9, 0, cut)
+    assert 0 < cut < 9
     assert report.steps == finetune.planned_steps(9, SPEC) == 9
     assert report.final_loss == report.losses[-1] < report.losses[0]
     assert [entry["step"] for entry in report.log] == list(range(1, 10))
