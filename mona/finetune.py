@@ -209,9 +209,7 @@ def _require_libraries() -> None:
 
     for name in ("trl", "peft", "accelerate", "datasets"):
         if find_spec(name) is None:
-            raise RequestError(
-                f"fine-tuning needs {name}: pip install 'mona-select[finetune]'"
-            ) from None
+            raise RequestError(f"fine-tuning needs {name}: pip install 'mona-select[finetune]'")
 
 
 def _rows(
