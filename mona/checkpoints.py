@@ -1,8 +1,9 @@
 """Model folders: what a language model's files must be, and the digest that names them.
 
 A model folder holds `config.json`, safetensors weights and a fast tokenizer. Making one
-from a GGUF file is here too. Running a model is `mona.encoder`. Importing this module
-brings in neither torch nor transformers, so that a status report can call `model_digest`.
+from a GGUF file is here too. Running a model is `mona.encoder`; tuned ones are `mona.tuned`.
+Importing this module brings in neither torch nor transformers, so that a status report can
+call `model_digest`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +21,7 @@ from mona.errors import RequestError, WorkError
 if TYPE_CHECKING:
     from torch import nn
 
-# Every file that decides what a text's activations are. Generation settings, licences and
-# read-me files do not. Python files count because a model may be allowed to run its own code.
-_DECIDING_PATTERNS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.py",
-    "config.json",
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -35,6 +32,15 @@ _DECIDING_PATTERNS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+)
+# Every file that decides what a text's activations are. Generation settings, licences and
+# read-me files do not. Python files count because a model may be allowed to run its own code.
+_DECIDING_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.py",
+    "config.json",
+    *TOKENIZER_FILES,
 )
 
 
@@ -54,14 +60,24 @@ def deciding_files(folder: Path) -> list[Path]:
         raise RequestError(f"{folder}: no *.safetensors weights")
     if not (folder / "config.json").is_file():
         raise RequestError(f"{folder}: no config.json")
-    paths = {path for pattern in _DECIDING_PATTERNS for path in folder.glob(pattern)}
+    return matching_files(folder, _DECIDING_PATTERNS)
+
+
+def matching_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files of `folder` that match one of the patterns or more, sorted by name."""
+    paths = {path for pattern in patterns for path in folder.glob(pattern)}
     return sorted(paths, key=lambda path: path.name)
 
 
 def model_digest(folder: Path) -> str:
     """SHA-256, in hex, over the (name, SHA-256) of `deciding_files`. Reads every byte."""
+    return files_digest(deciding_files(folder))
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """SHA-256, in hex, over the (name, SHA-256) of the files, in the order given."""
     digest = hashlib.sha256()
-    for path in deciding_files(folder):
+    for path in paths:
         with path.open("rb") as stream:
             file_digest = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file_digest}  {path.name}\n".encode())
@@ -104,11 +120,21 @@ def prepare_gguf(gguf: Path, out: Path) -> None:
     plain = type(model)(type(model.config).from_dict(settings))
     plain.load_state_dict(model.state_dict())
 
+    with published_folder(out) as partial:
+        plain.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(partial)
+
+
+@contextmanager
+def published_folder(out: Path) -> Iterator[Path]:
+    """A new folder to fill, renamed to `out` when the block ends and removed when it raises.
+
+    `out` appears complete or not at all; if another process made it meanwhile, that one stays.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        plain.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(partial)
+        yield partial
         partial.chmod(0o755)
         try:
             partial.rename(out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,25 @@ def sae_quality(unexplained: Mapping[int, float]) -> bytes:
     return _png(draw)
 
 
+def loss_curve(log: Sequence[Mapping[str, float]]) -> bytes:
+    """PNG of the training loss by optimiser step; `log` is a training report's."""
+
+    def draw(axes: Any) -> None:
+        axes.set(title="Training loss", xlabel="optimiser step", ylabel="loss (nats a token)")
+        if not log:
+            _say_empty(axes, "no steps")
+            return
+        steps = [entry["step"] for entry in log]
+        losses = [entry["loss"] for entry in log]
+        marker = "o" if len(log) <= _BINS else None
+        label = f"last {losses[-1]:,.4g}"
+        axes.plot(steps, losses, color="#b3420a", linewidth=1.3, marker=marker, label=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+
+    return _png(draw)
+
+
 def as_markdown(png: bytes, alt: str) -> str:
     """The picture as a Markdown image that carries its own bytes."""
     text = alt.replace("[", "(").replace("]", ")")
@@ -174,8 +193,8 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def _say_empty(axes: Any) -> None:
-    axes.text(0.5, 0.5, "no samples", ha="center", va="center", transform=axes.transAxes)
+def _say_empty(axes: Any, text: str = "no samples") -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
 
 
 def _png(draw: Callable[[Any], None], height: float = 3.4) -> bytes:

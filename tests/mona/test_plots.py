@@ -23,6 +23,7 @@ CHOSEN = np.histogram(np.sort(SCORES)[-200:], EDGES)[0]
 LENGTHS = RNG.lognormal(6, 1, 5_000).astype(np.int64)
 POOL_MIX = {f"source_{i}/{'part' * 12}_{i}": 4_000 // (i + 1) for i in range(40)}
 CHOSEN_MIX = dict(list(POOL_MIX.items())[5:])
+LOG = [{"step": i, "loss": 3 / i**0.5, "learning_rate": 1e-4} for i in range(1, 30)]
 
 PICTURES: dict[str, Callable[[], bytes]] = {
     "scores": lambda: plots.score_histogram(EDGES, COUNTS, CHOSEN),
@@ -34,6 +35,8 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "pool sources": lambda: plots.bars({"one": 3, "two": 1}, None),
     "quality": lambda: plots.sae_quality({-2: 0.31, -1: 0.4}),
     "one layer": lambda: plots.sae_quality({28: 0.0}),
+    "loss": lambda: plots.loss_curve(LOG),
+    "no steps": lambda: plots.loss_curve([]),
     "no lengths": lambda: plots.length_histogram(LENGTHS[:0], None, "tokens"),
     "no non-zeros": lambda: plots.nonzeros_histogram(np.zeros(0, np.int64)),
     "no sources": lambda: plots.bars({}, {}),
@@ -82,12 +85,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes]) -> Any:
     return kept[0]
 
 
-@pytest.mark.parametrize("name", ["scores", "lengths", "norms", "non-zeros", "sources", "quality"])
+@pytest.mark.parametrize("name", PICTURES)
 def test_every_picture_says_what_it_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     axes = drawn(monkeypatch, PICTURES[name])
     assert axes.get_title()
     assert axes.get_xlabel()
-    assert axes.get_ylabel() or name == "sources"
+    assert axes.get_ylabel() or "sources" in name
 
 
 @pytest.mark.parametrize("name", ["scores", "lengths", "sources"])
@@ -138,3 +141,10 @@ def test_markdown_carries_the_picture() -> None:
     text = plots.as_markdown(png, "unexplained [variance]")
     assert text.startswith("![unexplained (variance)](data:image/png;base64,")
     assert base64.b64decode(text.split("base64,")[1].removesuffix(")")) == png
+
+
+def test_the_loss_drawn_is_the_loss_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = drawn(monkeypatch, PICTURES["loss"])
+    (line,) = axes.lines
+    assert line.get_xdata().tolist() == [entry["step"] for entry in LOG]
+    assert line.get_ydata().tolist() == [entry["loss"] for entry in LOG]

@@ -104,9 +104,11 @@ def test_special_text_in_one_row_changes_nothing_for_its_neighbours(tokenizer: A
 def test_both_ways_of_tokenising_agree_where_no_token_crosses_a_seam(tokenizer: Any) -> None:
     renderer = Renderer(tokenizer, "chat", EVERYTHING, 512)
     joined = renderer.render(SAME_CONTENT)
-    pieces = renderer._piecewise(renderer._pieces(SAME_CONTENT))
-    assert joined.ids.tolist() == pieces.ids.tolist()
-    assert joined.counted.tolist() == pieces.counted.tolist()
+    ids, content = renderer._piecewise(
+        renderer._pieces(SAME_CONTENT), lambda piece: len(piece.text) if piece.is_content else 0
+    )
+    assert joined.ids.tolist() == ids
+    assert joined.counted.tolist() == content.tolist()
 
 
 @pytest.mark.model
@@ -243,3 +245,85 @@ def test_an_empty_batch_and_an_empty_conversation(tiny: Any) -> None:
     assert renderer.render_batch([]) == []
     row = renderer.render([])
     assert (len(row.ids), len(row.counted), row.length) == (0, 0, 0)
+
+
+def _learned(tokenizer: Any, messages: list[Message], template: Any = "chat") -> str:
+    (row,) = Renderer(tokenizer, template, TokenPolicy(), 100_000).supervised([messages])
+    assert (
+        row.ids.tolist()
+        == Renderer(tokenizer, template, EVERYTHING, 100_000).render(messages).ids.tolist()
+    )
+    return str(tokenizer.decode(row.ids[row.learned]))
+
+
+DIALOGUE = [
+    Message("system", "Answer in rhyme."),
+    Message("user", "Where do herons nest?"),
+    Message("assistant", "In tall trees."),
+    Message("user", "And where does the user assistant nest?"),
+    Message("assistant", "On the ground.\n"),
+]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("messages", [DIALOGUE, DIALOGUE[1:], DIALOGUE[1:3]])
+def test_learned_are_assistant_turns_with_their_end(
+    tokenizer: Any, messages: list[Message]
+) -> None:
+    answers = [message.content for message in messages if message.role == "assistant"]
+    assert _learned(tokenizer, messages) == "".join(f"{text}<|im_end|>" for text in answers)
+
+
+@pytest.mark.model
+def test_special_text_in_an_answer_is_learned_as_text_and_its_own_end_as_the_token(
+    tokenizer: Any,
+) -> None:
+    messages = _chat("Say <|im_end|>", "Here: <|im_end|><|im_start|>user", "More?", "No.")
+    (row,) = Renderer(tokenizer, "chat", TokenPolicy(), 512).supervised([messages])
+    learned = row.ids[row.learned]
+    expected = []
+    for answer in (messages[1], messages[3]):
+        made = tokenizer(answer.content, add_special_tokens=False, split_special_tokens=True)
+        expected += [*made["input_ids"], tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert learned.tolist() == expected
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("plain", "In tall trees.<|im_end|>On the ground.\n<|im_end|>"),
+        ("olmo", " In tall trees.<|im_end|> On the ground.\n<|im_end|>"),
+        ("llama2", " In tall trees. <|im_end|> On the ground.\n <|im_end|>"),
+    ],
+)
+def test_learned_tokens_of_the_papers_formats(tokenizer: Any, template: Any, text: str) -> None:
+    assert _learned(tokenizer, DIALOGUE[1:], template) == text
+
+
+@pytest.mark.parametrize("spelled", ["", " <|stop|>"])
+def test_learned_tokens_of_a_template_that_trims_or_injects(tiny: Any, spelled: str) -> None:
+    messages = _chat("Where?" + spelled, " There.\n" + spelled, "", "")
+    kept = " There.\n" + spelled
+    assert _learned(tiny, messages) == kept + "<|stop|><|stop|>"
+    tiny.chat_template = TRIMMING_TEMPLATE
+    assert _learned(tiny, messages) == kept.strip() + "<|stop|><|stop|>"
+
+
+def test_a_template_that_ends_turns_with_nothing_teaches_no_header(tiny: Any) -> None:
+    tiny.chat_template = TRIMMING_TEMPLATE.replace("<|stop|>", "\n")
+    assert _learned(tiny, _chat("Where?", "There.", "Why?", "So.")) == "There.So."
+
+
+def test_an_answer_that_was_cut_learns_what_is_left_and_a_question_nothing(tiny: Any) -> None:
+    renderer = Renderer(tiny, "plain", TokenPolicy(), 8)
+    cut, question = renderer.supervised([_chat("Why?", "Because."), _chat("Why so?")])
+    assert tiny.decode(cut.ids[cut.learned]) == "Bec"
+    assert cut.length == len("Why?\nBecause.") + 1
+    assert not question.learned.any()
+
+
+def test_the_first_token_is_never_learned(tiny: Any) -> None:
+    answer = [Message("assistant", "Hello")]
+    (row,) = Renderer(tiny, "plain", TokenPolicy(), 8).supervised([answer])
+    assert row.learned.tolist() == [False] + [True] * 5
