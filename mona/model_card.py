@@ -80,7 +80,9 @@ def model_card(
     return str(card).rstrip("\n") + "\n"
 
 
-def _budget(budget: Budget) -> str:
+def _budget(budget: Budget | None) -> str:
+    if budget is None:
+        return "the whole pool"
     if budget.share is not None:
         return f"{100 * budget.share:g} % of the eligible samples"
     if budget.tokens is not None:

@@ -26,6 +26,9 @@ class EngineSpec(Spec):
     commit_tokens: int | None = Field(
         default=None, ge=16, description="tokens between commits to the store; default by device"
     )
+    processes: int = Field(
+        default=1, ge=1, description="processes of a fine-tune, one for each GPU"
+    )
 
 
 class Engine(dg.ConfigurableResource):
@@ -34,6 +37,7 @@ class Engine(dg.ConfigurableResource):
     device: str = "auto"
     batch_tokens: int | None = None
     commit_tokens: int | None = None
+    processes: int = 1
 
     @property
     def resolved_device(self) -> str:
