@@ -1,8 +1,8 @@
 """Supervised fine-tuning of a language model on chosen samples, resumably.
 
-The loop, the optimiser and the adapters are TRL's and PEFT's. Here are the labels, the
-settings, what makes a checkpoint whole, and the folder that is published. Reading a tuned
-model is `mona.tuned`. Run as a script under `accelerate launch` it is one process of a job.
+Here are the job as a whole: what it trains on, what it goes on from, the folder it publishes,
+one process or several. The loop is `mona.finetune_trainer`; reading a tuned model is
+`mona.tuned`. Run as a script under `accelerate launch` this is one process of a job.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ from mona.checkpoints import (
 )
 from mona.device import resolve_dtype
 from mona.errors import RequestError, WorkError
+from mona.finetune_trainer import (
+    last_whole_checkpoint,
+    make_trainer,
+    processes_of_this_job,
+    training_arguments,
+    trusted,
+)
 from mona.fingerprint import fingerprint
 from mona.sample import Message, from_records, to_records
 from mona.spec import FinetuneSpec, Spec, TokenPolicy
@@ -46,11 +53,7 @@ if TYPE_CHECKING:
 
 LOG_FILE = "training_log.json"
 SETTINGS_FILE = "settings.json"
-CHECKPOINT_PREFIX = "checkpoint-"  # the trainer's own
-WHOLE_FILE = "whole"  # written into a checkpoint last
-_IGNORED = -100  # the label of a token without loss
 _LIBRARIES = ("accelerate", "peft", "torch", "transformers", "trl")
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ def train(
         return read_report(out)
     if out.exists():
         raise RequestError(f"{out}: exists and is not a tuned model")
-    accumulation = _accumulation(spec, _processes())
+    accumulation = _accumulation(spec, processes_of_this_job())
     _require_libraries()
     deciding_files(base_folder)
 
@@ -147,12 +150,12 @@ def train(
     with _deterministic(), warnings.catch_warnings():
         # The libraries tell each other, not the user, what will be renamed.
         warnings.simplefilter("ignore", FutureWarning)
-        arguments = _arguments(spec, scratch, accumulation, device, dtype)
+        arguments = training_arguments(spec, scratch, accumulation, device, dtype)
         settings = _settings(rows, base_folder, spec, device, dtype)
         # Only the main process clears the scratch folder; the others then find it in order.
         with arguments.main_process_first(local=False):
             checkpoint = _last_checkpoint(scratch, settings)
-        trainer = _trainer(rows, base_folder, spec, arguments, dtype, progress)
+        trainer = make_trainer(rows, base_folder, spec, arguments, dtype, progress)
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except torch.OutOfMemoryError as error:
@@ -188,11 +191,6 @@ def train(
     return report
 
 
-def _processes() -> int:
-    """How many processes this job has, this one among them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _accumulation(spec: FinetuneSpec, processes: int) -> int:
     """Micro batches a process takes for one optimiser step."""
     together = spec.micro_batch_size * processes
@@ -219,7 +217,7 @@ def _rows(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        base_folder, local_files_only=True, trust_remote_code=_trusted(spec)
+        base_folder, local_files_only=True, trust_remote_code=trusted(spec)
     )
     renderer = Renderer(tokenizer, spec.template, TokenPolicy(), spec.max_length)
     rows = [row for row in renderer.supervised(samples) if row.learned.any()]
@@ -229,10 +227,6 @@ def _rows(
             f"max_length = {spec.max_length}"
         )
     return rows, len(samples) - len(rows)
-
-
-def _trusted(spec: FinetuneSpec) -> bool:
-    return spec.base is not None and spec.base.trust_remote_code
 
 
 @contextmanager
@@ -247,41 +241,6 @@ def _deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _arguments(
-    spec: FinetuneSpec, scratch: Path, accumulation: int, device: str, dtype: str
-) -> Any:
-    from trl import SFTConfig
-
-    arguments = SFTConfig(
-        output_dir=str(scratch),
-        num_train_epochs=spec.epochs,
-        per_device_train_batch_size=spec.micro_batch_size,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type=_SCHEDULES[spec.schedule],
-        warmup_steps=spec.warmup_ratio,  # below 1 it is a ratio
-        weight_decay=spec.weight_decay,
-        max_length=spec.max_length,
-        packing=spec.packing,
-        gradient_checkpointing=spec.gradient_checkpointing,
-        bf16=dtype == "bfloat16",
-        use_cpu=device == "cpu",
-        ddp_backend="gloo" if device == "cpu" and _processes() > 1 else None,
-        dataloader_pin_memory=device != "cpu",
-        seed=spec.seed,
-        data_seed=spec.seed,
-        save_steps=spec.checkpoint_steps,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
-        report_to=[],
-        disable_tqdm=True,
-    )
-    # One process takes one device: the trainer would spread over all it sees.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
 
 
 def _settings(
@@ -299,7 +258,7 @@ def _settings(
         spec=spec.model_dump(mode="json", exclude={"base", "auto", "checkpoint_steps"}),
         device=device,
         dtype=dtype,
-        processes=_processes(),
+        processes=processes_of_this_job(),
         libraries=[version(name) for name in _LIBRARIES],
     )
 
@@ -311,110 +270,7 @@ def _last_checkpoint(scratch: Path, settings: str) -> Path | None:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         path.write_text(settings, encoding="utf-8")
-    whole = []
-    for folder in scratch.glob(f"{CHECKPOINT_PREFIX}*"):
-        if (folder / WHOLE_FILE).is_file():
-            whole.append(folder)
-        else:
-            shutil.rmtree(folder)
-    return max(whole, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
-
-
-def _trainer(
-    rows: list[Supervised],
-    base_folder: Path,
-    spec: FinetuneSpec,
-    arguments: Any,
-    dtype: str,
-    progress: Callable[[int], None],
-) -> Any:
-    import datasets
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
-    from trl import SFTTrainer
-
-    datasets.disable_progress_bars()
-    # Weights that are trained stay float32, or small updates would round away.
-    frozen = spec.lora is not None
-    model = AutoModelForCausalLM.from_pretrained(
-        base_folder,
-        dtype=getattr(torch, dtype) if frozen else torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=_trusted(spec),
-    )
-    dataset = datasets.Dataset.from_dict(
-        {
-            "input_ids": [row.ids for row in rows],
-            "labels": [
-                [int(token) if learned else _IGNORED for token, learned in zip(*pair, strict=True)]
-                for pair in ((row.ids, row.learned) for row in rows)
-            ],
-        }
-    )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=AutoTokenizer.from_pretrained(
-            base_folder, local_files_only=True, trust_remote_code=_trusted(spec)
-        ),
-        peft_config=_lora(spec),
-        callbacks=[_watch(progress, arguments.distributed_state.wait_for_everyone)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _lora(spec: FinetuneSpec) -> Any:
-    if spec.lora is None:
-        return None
-    from peft import LoraConfig
-
-    settings: dict[str, Any] = {
-        "r": spec.lora.rank,
-        "lora_alpha": spec.lora.alpha,
-        "lora_dropout": spec.lora.dropout,
-        "target_modules": "all-linear",
-        "task_type": "CAUSAL_LM",
-    }
-    return LoraConfig(**settings)
-
-
-def _watch(progress: Callable[[int], None], wait_for_everyone: Callable[[], None]) -> Any:
-    """Tells of progress, stops at a loss that is not finite, and marks whole checkpoints."""
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            progress(state.global_step)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            progress(1)
-
-        def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            # Comes before the step's checkpoint is written.
-            if not math.isfinite(given["logs"].get("loss", 0.0)):
-                raise WorkError(
-                    f"fine-tuning: the loss of step {state.global_step} is not finite; lower "
-                    f"learning_rate = {args.learning_rate:g}"
-                )
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            wait_for_everyone()
-            if not state.is_world_process_zero:
-                return
-            scratch = Path(args.output_dir)
-            (scratch / f"{CHECKPOINT_PREFIX}{state.global_step}" / WHOLE_FILE).touch()
-            for folder in scratch.glob(f"{CHECKPOINT_PREFIX}*"):
-                if _step(folder) < state.global_step:
-                    shutil.rmtree(folder)
-
-    return Watch()
+    return last_whole_checkpoint(scratch)
 
 
 def _publish(
