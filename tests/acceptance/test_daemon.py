@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import dagster as dg
 import pytest
@@ -40,8 +40,12 @@ def served(project: Project) -> Iterator[None]:  # noqa: F811
     try:
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        process.send_signal(signal.SIGINT)  # what Ctrl-C is
+        try:
+            process.wait(60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def made(project: Project, key: dg.AssetKey, partition: str) -> int:  # noqa: F811
