@@ -1,0 +1,117 @@
+"""The fine-tune asset on a tiny model: what it was trained on, and the record of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assets.keys import finetune, label, selection
+from orchestration.definitions import build_definitions, build_resources
+from orchestration.home import open_instance
+from orchestration.lineage import chain, uses_of_sample
+from orchestration.planner import Standing
+from orchestration.verify import Finding, verify
+from tests.orchestration.conftest import Project
+
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
+TUNED = label(finetune("adding", "mona"), "fruit|tiny")
+SETTINGS: dict[str, Any] = {
+    "lora": {"rank": 4},
+    "epochs": 2,
+    "learning_rate": 0.01,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "max_length": 256,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def training(project: Project) -> Project:
+    project.settings["datasets"].pop("verse")
+    project.settings["recipes"] = {
+        "mona": {"budget": {"count": 10}, "finetune": SETTINGS},
+        "random": {"selector": "random", "budget": {"count": 10}, "finetune": SETTINGS},
+    }
+    return project
+
+
+def folder(project: Project) -> Path:
+    (found,) = (project.root / "store/finetunes/adding/mona/fruit.tiny").iterdir()
+    return found
+
+
+def findings(project: Project) -> list[Finding]:
+    config = project.config
+    resources = build_resources(config)
+    with open_instance(config) as instance:
+        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
+        return verify(standing, resources["records"], resources["store"])
+
+
+def test_a_model_is_tuned_on_its_subset_and_says_so(training: Project) -> None:
+    done = training.run()
+    assert TUNED in done.made
+    assert label(finetune("controls", "random"), "fruit|tiny") in done.made
+    assert training.run().made == []
+    made = folder(training)
+    assert (made / "adapter_model.safetensors").is_file()
+    assert not list(made.rglob("*.bin")) + list(made.rglob("*.pt"))
+    assert not list((training.root / "store/scratch").glob("finetune*"))
+
+    facts = json.loads((made / "provenance.json").read_text())
+    table = training.store.read("selection.adding.mona.fruit.tiny")
+    chosen = table.select(["rank", "sample_id", "score", "origins"]).to_pylist()
+    assert facts["subset"]["rows"] == chosen
+    assert facts["subset"]["asset"] == label(selection("adding", "mona"), "fruit|tiny")
+    records = build_resources(training.config)["records"]
+    assert facts["subset"]["record"] in [link.digest for link in chain(records, TUNED)]
+    card = (made / "README.md").read_text()
+    assert "CC0-1.0" in card
+    assert chosen[0]["sample_id"] not in card
+
+    # What fed the model, and what the sample fed.
+    assert {link.record.asset for link in chain(records, TUNED)} >= {TUNED, "raw_pool[fruit]"}
+    uses = uses_of_sample(records, training.store, chosen[0]["sample_id"])
+    (mine,) = (use for use in uses if use.subset.startswith("adding/"))
+    assert [name.split(" ")[0] for name in mine.finetunes] == [TUNED]
+
+    assert findings(training) == []
+    weights = made / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (found,) = findings(training)
+    assert weights.name in found.what
+    weights.write_bytes(whole)
+
+    # An edited setting is this fine-tune's alone; a setting without effect is nobody's.
+    training.settings["recipes"]["mona"]["finetune"] = {**SETTINGS, "auto": True}
+    assert training.run().made == []
+    training.settings["recipes"]["mona"]["finetune"] = {**SETTINGS, "learning_rate": 0.02}
+    assert training.run().made == [TUNED]
+
+
+def test_the_same_inputs_give_the_same_weights(training: Project, tmp_path: Path) -> None:
+    training.run()
+    records = build_resources(training.config)["records"]
+    first = records.get(records.current(TUNED)).data_version
+    weights = (folder(training) / "adapter_model.safetensors").read_bytes()
+    import shutil
+
+    shutil.rmtree(folder(training))
+    training.settings["recipes"]["mona"]["finetune"] = {**SETTINGS, "seed": 3}
+    training.run()
+    assert records.get(records.current(TUNED)).data_version != first
+    training.settings["recipes"]["mona"]["finetune"] = SETTINGS
+    training.run()
+    assert records.get(records.current(TUNED)).data_version == first
+    again = [
+        path.read_bytes()
+        for path in (training.root / "store/finetunes").rglob("adapter_model.safetensors")
+    ]
+    assert weights in again
