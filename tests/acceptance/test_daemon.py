@@ -40,12 +40,11 @@ def served(project: Project) -> Iterator[None]:  # noqa: F811
     try:
         yield
     finally:
-        process.send_signal(signal.SIGINT)  # what Ctrl-C is
-        try:
-            process.wait(60)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def made(project: Project, key: dg.AssetKey, partition: str) -> int:  # noqa: F811

@@ -1,0 +1,105 @@
+"""Is a model better for having been tuned on what was chosen?
+
+The mixed pool of known sources, SmolLM2, three targets: LoRA on equal tokens chosen by MONA and
+drawn at random with three seeds, beside the untouched model. Takes most of an hour on two cores.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from assets.evaluation import LOSS, results_table
+from mona.evaluation.intervals import paired_bootstrap
+from orchestration.config import load_config
+from orchestration.definitions import build_definitions, build_resources
+from orchestration.home import open_instance
+from orchestration.planner import Choice, Standing
+from orchestration.run import bring_up_to_date, observe
+from orchestration.verify import verify
+from tests.acceptance.test_relevance import DATA, settings
+
+pytestmark = pytest.mark.acceptance
+
+# 5 % of about 3,500 rows of 123 tokens in the mean.
+TOKENS = 21_500
+SEEDS = (0, 1, 2)
+FINETUNE = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4, "max_length": 512}
+
+
+def tuning_settings(root: Path) -> dict[str, Any]:
+    given = settings(root)
+    given["models"] = {"smollm2": given["models"]["seed0"]}
+    targets = DATA / "targets"
+    tests = {
+        "tydiqa": {"path": str(targets / "tydiqa_goldp/*/*_dev.json")},
+        "gsm8k": {"path": str(targets / "gsm8k/test.jsonl")},
+        "mbpp": {"path": str(targets / "mbpp/mbpp.jsonl"), "task_ids": [11, 510]},
+    }
+    given["targets"] = {
+        name: {
+            **given["targets"][name],
+            "test": test,
+            "evaluation": {
+                "rows": 24,
+                "loss_rows": 150,
+                "max_new_tokens": 128,
+                "allow_code_execution": True,
+            },
+        }
+        for name, test in tests.items()
+    }
+    budget = {"tokens": TOKENS}
+    given["recipes"] = {
+        "mona": {"budget": budget, "finetune": FINETUNE},
+        "base": {"selector": "none"},
+        **{
+            f"random{seed}": {
+                "selector": "random",
+                "seed": seed,
+                "budget": budget,
+                "finetune": FINETUNE,
+            }
+            for seed in SEEDS
+        },
+    }
+    return given
+
+
+def losses(store: Any, target: str, recipe: str) -> dict[str, tuple[float, int]]:
+    rows = store.read(results_table(target, recipe, "mixed", "smollm2"), where=f"metric = '{LOSS}'")
+    return {row["sample_id"]: (row["value"], row["tokens"]) for row in rows.to_pylist()}
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
+def test_the_chosen_teach_more_than_as_many_tokens_drawn_at_random(tmp_path: Path) -> None:
+    import numpy as np
+
+    file = tmp_path / "tuning.yaml"
+    file.write_text(yaml.safe_dump(tuning_settings(tmp_path)), encoding="utf-8")
+    config = load_config(file)
+    resources = build_resources(config)
+    with open_instance(config) as instance:
+        observe(config, instance, resources)
+        definitions = build_definitions(config)
+        bring_up_to_date(config, definitions, instance, Choice(), announce=print)
+        standing = Standing(instance, definitions.resolve_asset_graph(), config)
+        assert verify(standing, resources["records"], resources["store"]) == []
+    store = resources["store"]
+    worse = []
+    for target in config.targets:
+        by_recipe = {recipe: losses(store, target, recipe) for recipe in config.recipes}
+        ids = sorted(by_recipe["mona"])
+        tokens = np.array([by_recipe["mona"][row][1] for row in ids])
+        sums = {r: np.array([found[row][0] for row in ids]) for r, found in by_recipe.items()}
+        shown = {recipe: round(float(s.sum() / tokens.sum()), 3) for recipe, s in sums.items()}
+        print(f"{target}: {len(ids)} rows, {tokens.sum()} tokens, loss {shown}")
+        for seed in SEEDS:
+            gap = paired_bootstrap(sums["mona"], sums[f"random{seed}"], 0, tokens)
+            print(f"  mona less random{seed}: {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})")
+            if gap.high >= 0:
+                worse.append(f"{target} against random{seed}")
+    assert worse == []
