@@ -70,7 +70,7 @@ def build_target(
         key=examples(target),
         deps=[target_entry(target)],
         group_name=target,
-        code_version="1",
+        code_version="2",
         description="Representative examples of the target and its held-out test rows.",
     )
     def target_examples(
@@ -95,7 +95,7 @@ def build_target(
         subtasks = sorted({row.subtask for row in chosen})
         version = fingerprint(
             examples=[[row_id, row.subtask] for row_id, row in _by_id(chosen)],
-            test=[[row_id, row.question] for row_id, row in _by_id(test)],
+            test=[[row_id, row.question, *row.references] for row_id, row in _by_id(test)],
         )
         record = Record(
             asset=label(examples(target)),

@@ -1,8 +1,8 @@
 """Small PNG pictures for materialisations and reports: data in, bytes out.
 
 Belongs here: drawing. What is drawn is computed by its owner (`mona.selection`,
-`mona.sae_quality`, the pool). The same data gives the same bytes. Where the pool and the
-chosen share a picture they differ in fill and hatching, not in colour alone.
+`mona.sae_quality`, `mona.evaluation`, the pool). The same data gives the same bytes. Where the
+pool and the chosen share a picture they differ in fill and hatching, not in colour alone.
 """
 
 from __future__ import annotations
@@ -149,6 +149,40 @@ def loss_curve(log: Sequence[Mapping[str, float]]) -> bytes:
         axes.legend()
 
     return _png(draw)
+
+
+def leaderboard(
+    rows: Sequence[tuple[str, float, float, float]], metric: str, baseline: str | None = None
+) -> bytes:
+    """PNG of recipes side by side: (recipe, value, low, high) from the top down, with a line
+    through the baseline's value."""
+
+    def draw(axes: Any) -> None:
+        axes.set(title="Recipes", xlabel=f"{metric} (with 95 % interval)")
+        if not rows:
+            _say_empty(axes)
+            return
+        places = np.arange(len(rows))
+        values = np.array([value for _, value, _, _ in rows])
+        low = np.array([low for _, _, low, _ in rows])
+        high = np.array([high for _, _, _, high in rows])
+        # A bootstrap's bounds may lie on one side of a value that is no mean of the draws.
+        spans = np.maximum(0, [values - low, high - values])
+        axes.errorbar(
+            values, places, xerr=spans, fmt="o", color="#b3420a", ecolor="#8793a3", capsize=4
+        )
+        for place, value in enumerate(values):
+            axes.annotate(
+                f"{value:.3f}", (value, place), (0, 6), textcoords="offset points", ha="center"
+            )
+        for recipe, value, _, _ in rows:
+            if recipe == baseline:
+                axes.axvline(value, color="#222222", linestyle="--", linewidth=0.8)
+        axes.set_yticks(places, [_shortened(recipe) for recipe, *_ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.7)
+        axes.grid(visible=False, axis="y")
+
+    return _png(draw, height=1.6 + 0.4 * max(3, len(rows)))
 
 
 def as_markdown(png: bytes, alt: str) -> str:

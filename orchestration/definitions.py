@@ -13,6 +13,7 @@ import dagster as dg
 from assets.controls import build_controls
 from assets.encoding import build_encoding
 from assets.entries import build_entries
+from assets.evaluation import build_evaluations
 from assets.finetune import build_finetunes
 from assets.keys import Partitions
 from assets.raw_pool import build_raw_pool
@@ -63,6 +64,7 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
         ),
         *build_selections(list(config.targets), config.recipes, config.models, partitions),
         *build_finetunes(list(config.targets), config.recipes, config.models, partitions),
+        *build_evaluations(config.targets, config.recipes, config.models, partitions),
         *build_controls(list(config.targets), config.recipes, config.models, partitions),
     ]
     resources = {**build_resources(config), **resource_overrides}

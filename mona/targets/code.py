@@ -42,7 +42,23 @@ def mbpp_row(file: DataFile, row: int, data: Mapping[str, Any], subtask: str) ->
         assistant=answer_text(file, row, data, "code"),
         subtask=subtask,
         question=question,
+        references=[*_setup(data), *tests],
     )
+
+
+def _humaneval_tests(data: Mapping[str, Any]) -> list[str]:
+    """The test code with the call that runs it, as one text; none where the row has no tests."""
+    tests, name = data.get("test"), data.get("entry_point")
+    if not isinstance(tests, str) or not isinstance(name, str):
+        return []
+    return [f"{tests}\ncheck({name})\n"]
+
+
+def _setup(data: Mapping[str, Any]) -> list[str]:
+    """The code that MBPP's full file and its sanitized one want before the tests."""
+    setup, imports = data.get("test_setup_code"), data.get("test_imports")
+    lines = [setup] if isinstance(setup, str) and setup.strip() else []
+    return lines + [line for line in imports or [] if isinstance(line, str)]
 
 
 def read_humaneval(file: DataFile) -> list[TargetRow]:
@@ -60,6 +76,7 @@ def read_humaneval(file: DataFile) -> list[TargetRow]:
                 assistant=solution,
                 subtask="humaneval",
                 question=prompt,
+                references=_humaneval_tests(raw.data),
             )
         )
     return rows

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -86,13 +86,20 @@ def answer_text(file: DataFile, row: int, data: Mapping[str, Any], field: str) -
 
 
 def target_row(
-    file: DataFile, row: int, *, user: str, assistant: str | None, subtask: str, question: str
+    file: DataFile,
+    row: int,
+    *,
+    user: str,
+    assistant: str | None,
+    subtask: str,
+    question: str,
+    references: Sequence[str] = (),
 ) -> TargetRow:
     """A row of one user turn and, unless it is None, one assistant turn."""
     turns = [Message("user", user)]
     if assistant is not None:
         turns.append(Message("assistant", assistant))
-    return TargetRow(tuple(turns), subtask, file.name, row, question)
+    return TargetRow(tuple(turns), subtask, file.name, row, question, tuple(references))
 
 
 FileReader = Callable[[DataFile], list[TargetRow]]

@@ -70,7 +70,7 @@ def _exemplar(file: DataFile, number: int, sample: object, cue: str) -> TargetRo
     if not isinstance(sample, Mapping):
         raise row_error(file, number, "a sample is not a mapping")
     if {"text", "code", "test_list"} <= sample.keys():
-        return mbpp_row(file, number, sample, stem(file))
+        return replace(mbpp_row(file, number, sample, stem(file)), references=())
     asks = [field for field in ("input", "question") if field in sample]
     answers = [field for field in ("target", "answer") if field in sample]
     if not asks or not answers:

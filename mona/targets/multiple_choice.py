@@ -53,6 +53,7 @@ def read_mmlu(file: DataFile) -> list[TargetRow]:
                 assistant=option_line(index, options[index]),
                 subtask=_SPLIT_SUFFIX.sub("", stem(file)),
                 question=question,
+                references=[answer],
             )
         )
     return rows
@@ -88,6 +89,7 @@ def read_gpqa(file: DataFile) -> list[TargetRow]:
                 assistant=f"{rationale}\n{answer}" if rationale else answer,
                 subtask=next((domain for domain in domains if domain), stem(file)),
                 question=question,
+                references=[answer[0]],
             )
         )
     return rows

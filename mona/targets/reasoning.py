@@ -40,9 +40,16 @@ def read_gsm8k(file: DataFile) -> list[TargetRow]:
                 assistant=answer,
                 subtask="gsm8k",
                 question=question,
+                references=_final_number(answer),
             )
         )
     return rows
+
+
+def _final_number(answer: str | None) -> list[str]:
+    """What follows the last `####`, without its thousands' commas."""
+    _, mark, number = (answer or "").rpartition("####")
+    return [number.strip().replace(",", "")] if mark and number.strip() else []
 
 
 def read_bbh(file: DataFile) -> list[TargetRow]:
@@ -59,14 +66,16 @@ def read_bbh(file: DataFile) -> list[TargetRow]:
         if not isinstance(example, dict):
             raise row_error(file, number, "not an object")
         question = text(file, number, example, "input")
+        target = answer_text(file, number, example, "target")
         rows.append(
             target_row(
                 file,
                 number,
                 user=question,
-                assistant=answer_text(file, number, example, "target"),
+                assistant=target,
                 subtask=stem(file),
                 question=question,
+                references=() if target is None else [target],
             )
         )
     return rows

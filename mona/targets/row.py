@@ -26,6 +26,8 @@ class TargetRow:
         starts, the number of the entry in other files.
     question: what is compared with the pool: the question without answer options, added
         instructions, passages or tests, so that a copy in another layout is still found.
+    references: what an evaluation compares an answer with: every gold answer; for a program the
+        tests it must pass. None where the row has no gold answer or no metric is known for it.
 
     `sample_id(messages)` is the row's id. Benchmarks repeat rows, so ids can too.
     """
@@ -35,6 +37,7 @@ class TargetRow:
     file: str
     row: int
     question: str
+    references: tuple[str, ...] = ()
 
 
 EXAMPLES_SCHEMA = pa.schema(
@@ -49,6 +52,7 @@ EXAMPLES_SCHEMA = pa.schema(
         pa.field("question", pa.string(), nullable=False),
         pa.field("file", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
+        pa.field("references", pa.list_(pa.string()), nullable=False),
     ]
 )
 
@@ -64,6 +68,7 @@ def to_table(rows: Sequence[TargetRow]) -> pa.Table:
                 "question": row.question,
                 "file": row.file,
                 "row": row.row,
+                "references": list(row.references),
             }
             for row in rows
         ],
@@ -80,6 +85,7 @@ def from_table(table: pa.Table) -> list[TargetRow]:
             file=record["file"],
             row=record["row"],
             question=record["question"],
+            references=tuple(record["references"]),
         )
         for record in table.to_pylist()
     ]

@@ -39,14 +39,16 @@ def read_tydiqa(file: DataFile) -> list[TargetRow]:
     for number, (paragraph, entry) in enumerate(_questions(file), 1):
         question = text(file, number, entry, "question")
         context = text(file, number, paragraph, "context")
+        answers = _answers(file, number, entry)
         rows.append(
             target_row(
                 file,
                 number,
                 user=f"{context}\n\n{question}",
-                assistant=_first_answer(file, number, entry),
+                assistant=answers[0] if answers else None,
                 subtask=_language(file, entry),
                 question=question,
+                references=answers,
             )
         )
     return rows
@@ -70,11 +72,12 @@ def _questions(file: DataFile) -> Iterator[tuple[Mapping[str, Any], Mapping[str,
         yield paragraph, entry
 
 
-def _first_answer(file: DataFile, row: int, entry: Mapping[str, Any]) -> str | None:
+def _answers(file: DataFile, row: int, entry: Mapping[str, Any]) -> list[str]:
+    """The distinct gold answers, in the file's order."""
     answers = entry.get("answers") or []
     if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         raise row_error(file, row, "field 'answers' is not a list of objects")
-    return text(file, row, answers[0], "text") if answers else None
+    return list(dict.fromkeys(text(file, row, answer, "text") for answer in answers))
 
 
 def _language(file: DataFile, entry: Mapping[str, Any]) -> str:

@@ -37,6 +37,10 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "one layer": lambda: plots.sae_quality({28: 0.0}),
     "loss": lambda: plots.loss_curve(LOG),
     "no steps": lambda: plots.loss_curve([]),
+    "recipes": lambda: plots.leaderboard(
+        [("mona", 0.41, 0.36, 0.46), ("random", 0.33, 0.29, 0.38)], "acc", "random"
+    ),
+    "no recipes": lambda: plots.leaderboard([], "acc"),
     "no lengths": lambda: plots.length_histogram(LENGTHS[:0], None, "tokens"),
     "no non-zeros": lambda: plots.nonzeros_histogram(np.zeros(0, np.int64)),
     "no sources": lambda: plots.bars({}, {}),

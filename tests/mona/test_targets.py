@@ -514,7 +514,7 @@ def test_held_out_drops_the_same_conversation_and_the_same_question() -> None:
 def test_table_round_trip() -> None:
     rows = [
         invented(0, "ä"),
-        TargetRow((Message("user", "alone\n"),), "b", "w.whl!m.csv", 7, "alone"),
+        TargetRow((Message("user", "alone\n"),), "b", "w.whl!m.csv", 7, "alone", ("x", "y")),
     ]
     table = to_table(rows)
     assert table.schema == EXAMPLES_SCHEMA
@@ -609,3 +609,47 @@ def test_exemplars_of_the_installed_lm_eval(pattern: str, count: int, subtasks: 
     for row in rows:
         assert [message.role for message in row.messages] == ["user", "assistant"]
         assert all(message.content.strip() for message in row.messages)
+
+
+# --- references -------------------------------------------------------------------------------
+
+
+def test_references_are_what_a_metric_compares_with(tmp_path: Path) -> None:
+    gsm8k = json_lines(
+        tmp_path / "g.jsonl",
+        {"question": "q", "answer": "1000+250=1250\n#### 1,250"},
+        {"question": "open"},
+    )
+    assert [row.references for row in read_target("gsm8k", [gsm8k])] == [("1250",), ()]
+    mmlu = written(tmp_path / "m_test.csv", "q,1,2,3,4,C\n")
+    assert read_target("mmlu", [mmlu])[0].references == ("C",)
+    gpqa = written(tmp_path / "main.csv", GPQA.format(columns="", first="", second=""))
+    for row in read_target("gpqa", [gpqa]):
+        assert row.references == (row.messages[1].content[0],)
+    bbh = json_lines(tmp_path / "b.json", {"examples": [{"input": "i", "target": "(B)"}]})
+    assert read_target("bbh", [bbh])[0].references == ("(B)",)
+    answers = [{"text": "lang"}, {"text": "weit"}, {"text": "lang"}]
+    tydiqa = written(
+        tmp_path / "dev.json", squad({"id": "a-1", "question": "Wie?", "answers": answers})
+    )
+    assert read_target("tydiqa", [tydiqa])[0].references == ("lang", "weit")
+
+
+def test_references_of_programs_are_their_tests(tmp_path: Path) -> None:
+    tests = ["assert f() == 1", "assert f() > 0"]
+    problem = {"text": "t", "code": "c", "task_id": 1, "test_list": tests}
+    rows = json_lines(
+        tmp_path / "mbpp.jsonl",
+        problem | {"test_setup_code": "import math"},
+        problem | {"test_setup_code": "", "test_imports": ["import re"]},
+    )
+    first, second = read_target("mbpp", [rows])
+    assert first.references == ("import math", *tests)
+    assert second.references == ("import re", *tests)
+    humaneval = json_lines(
+        tmp_path / "h.jsonl",
+        {"prompt": "def one():\n", "test": "def check(f):\n    f()", "entry_point": "one"},
+    )
+    assert read_target("humaneval", [humaneval])[0].references == (
+        "def check(f):\n    f()\ncheck(one)\n",
+    )

@@ -1,0 +1,413 @@
+"""`<target>/<recipe>/evaluation` and `<target>/leaderboard` [dataset x model]: a target's
+metrics of one recipe's model, and of all of them side by side."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+
+from assets.describe import picture, provenance, table
+from assets.encoding import GPU_POOL
+from assets.finetune import base_model
+from assets.keys import (
+    Partitions,
+    by_model,
+    dataset_and_model,
+    evaluation,
+    evaluations,
+    examples,
+    finetune,
+    label,
+    leaderboard,
+    model_entry,
+    owner,
+)
+from assets.retries import retried
+from assets.targets import test_rows_table
+from mona.device import resolve_dtype
+from mona.fingerprint import fingerprint
+from mona.spec import EvaluationSpec, ModelSpec, RecipeSpec, TargetSpec, TokenPolicy
+from mona.targets import TargetRow, from_table
+from resources.engine import Engine, progress_bar
+from resources.models import Models
+from resources.records import Record, Records, sealed
+from resources.store import Store
+
+if TYPE_CHECKING:
+    from mona.evaluation.leaderboard import Standing
+    from mona.evaluation.loss import HeldOutLoss
+    from mona.evaluation.results import Evaluation
+
+LOSS = "held-out loss"
+# One row a test row and metric. Of the loss, `value` is the sum over `tokens` (nats); of the
+# others tokens is null.
+RESULTS_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("subtask", pa.string()),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("tokens", pa.int64()),
+        pa.field("answer", pa.string()),
+    ]
+)
+
+
+def results_table(target: str, recipe: str, dataset: str, model: str) -> str:
+    """The Lance table of one evaluation's rows."""
+    return f"evaluation.{target}.{recipe}.{dataset}.{model}"
+
+
+def build_evaluations(
+    targets: Mapping[str, TargetSpec],
+    recipes: Mapping[str, RecipeSpec],
+    models: Mapping[str, ModelSpec],
+    partitions: Partitions,
+) -> list[dg.AssetsDefinition]:
+    """An asset for each target and recipe that are measured, and each target's leaderboard."""
+    pairs = evaluations(targets, recipes)
+    measured = [
+        _evaluation(target, recipe, targets[target], recipes[recipe], models, partitions)
+        for target, recipe in pairs
+    ]
+    ranked = dict.fromkeys(target for target, _ in pairs)
+    boards = [
+        _leaderboard(
+            target, targets[target], [r for t, r in pairs if t == target], recipes, partitions
+        )
+        for target in ranked
+    ]
+    return measured + boards
+
+
+def _evaluation(
+    target: str,
+    recipe_name: str,
+    spec: TargetSpec,
+    recipe: RecipeSpec,
+    models: Mapping[str, ModelSpec],
+    partitions: Partitions,
+) -> dg.AssetsDefinition:
+    settings = spec.evaluation
+    assert settings is not None
+    key = evaluation(target, recipe_name)
+    trained = recipe.selector != "none"
+    tuned_key = finetune(owner(target, recipe), recipe_name)
+    template = recipe.finetune.template if recipe.finetune is not None else "chat"
+
+    @dg.asset(
+        key=key,
+        partitions_def=partitions.dataset_model,
+        deps=[
+            dg.AssetDep(examples(target)),
+            dg.AssetDep(tuned_key) if trained else by_model(model_entry("weights")),
+        ],
+        group_name=target,
+        code_version=fingerprint(code="1", evaluation=settings.model_dump(mode="json")),
+        pool=GPU_POOL,
+        description=f"The metrics of recipe '{recipe_name}' on the test rows of '{target}'.",
+    )
+    def measure(
+        context: dg.AssetExecutionContext,
+        shelf: Models,
+        store: Store,
+        engine: Engine,
+        records: Records,
+    ) -> dg.MaterializeResult[Any]:
+        from mona.tuned import load_tuned
+
+        dataset, model_name = dataset_and_model(context)
+        model = models[model_name]
+        read = [label(examples(target))]
+        entries = {}
+        if trained:
+            read.append(label(tuned_key, context.partition_key))
+        else:
+            entry = label(model_entry("weights"), model_name)
+            entries = {entry: shelf.entry_versions(model_name, model)["weights"]}
+        inputs = records.read_at(read)
+        examples_record = records.get(inputs[read[0]])
+        given = base_model(recipe, model)
+        with retried(context):
+            base = shelf.folder(model_name, given)
+            weights = shelf.weights_digest(model_name, given)
+        folder = base
+        if trained:
+            tuned = records.get(inputs[read[1]])
+            folder = store.folder(str(tuned.about["folder"]))
+            weights = tuned.data_version
+        dtype = resolve_dtype("auto", engine.resolved_device)
+        version = fingerprint(
+            weights=weights,
+            examples=examples_record.data_version,
+            settings=settings.model_dump(mode="json"),
+            template=template,
+            dtype=dtype,
+        )
+        test = _rows(store, examples_record, test_rows_table(target))
+        shown = _rows(store, examples_record, f"examples.{target}")
+        name = results_table(target, recipe_name, dataset, model_name)
+        with store.lock(name):
+            network, tokenizer = load_tuned(
+                folder,
+                base,
+                engine.resolved_device,
+                dtype,
+                trust_remote_code=given.trust_remote_code,
+            )
+            scratch = store.folder("scratch", f"evaluation.{version}")
+            about = f"measuring {recipe_name} on {target}"
+            found = _answers(network, tokenizer, spec, test, shown, settings, scratch, about)
+            loss = _loss(network, tokenizer, template, test, settings, model.max_length, about)
+            store.replace(name, _results(found, loss).to_batches(), RESULTS_SCHEMA)
+            record = Record(
+                asset=label(key, context.partition_key),
+                data_version=version,
+                inputs=inputs,
+                entries=entries,
+                tables={name: sealed(store, name)},
+                about={"weights": weights, "evaluation": settings.model_dump(mode="json")},
+            )
+            digest = records.publish(record)
+            records.pin(store, digest)
+        shutil.rmtree(scratch)
+        figures: list[dict[str, Any]] = [
+            {"metric": metric, "value": v.value, "low": v.low, "high": v.high, "rows": found.n}
+            for metric, v in found.metrics.items()
+        ]
+        interval = loss.interval(settings.seed)
+        figures.append(
+            {
+                "metric": LOSS,
+                "value": interval.value,
+                "low": interval.low,
+                "high": interval.high,
+                "rows": len(loss.sample_ids),
+            }
+        )
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(version),
+            metadata={
+                "dagster/row_count": found.n,
+                **{f["metric"]: float(f["value"]) for f in figures},
+                "metrics (95 % intervals)": table(figures),
+                "subtasks": table(
+                    [
+                        {
+                            "subtask": s.subtask,
+                            "rows": s.n,
+                            **{k: float(v) for k, v in s.metrics.items()},
+                        }
+                        for s in found.subtasks
+                    ]
+                ),
+                **provenance(digest, record),
+            },
+        )
+
+    return measure
+
+
+def _rows(store: Store, record: Record, name: str) -> list[TargetRow]:
+    return from_table(store.read(name, version=record.tables[name].version))
+
+
+def _answers(
+    network: Any,
+    tokenizer: Any,
+    spec: TargetSpec,
+    test: Sequence[TargetRow],
+    shown: Sequence[TargetRow],
+    settings: EvaluationSpec,
+    scratch: Any,
+    about: str,
+) -> "Evaluation":
+    """The task's answers; none where the test rows have nothing to compare them with."""
+    from mona.evaluation.results import summarise
+    from mona.evaluation.run import evaluate
+
+    if settings.task is None and not any(row.references for row in test):
+        return summarise([], macro=False, seed=settings.seed)
+    total = min(len(test), settings.rows or len(test))
+    with progress_bar(about, total, "rows") as advance:
+        return evaluate(
+            network,
+            tokenizer,
+            spec.reader,
+            test,
+            shown,
+            settings,
+            scratch=scratch,
+            progress=advance,
+        )
+
+
+def _loss(
+    network: Any,
+    tokenizer: Any,
+    template: Any,
+    test: Sequence[TargetRow],
+    settings: EvaluationSpec,
+    max_length: int,
+    about: str,
+) -> "HeldOutLoss":
+    from mona.evaluation.draw import draw_rows
+    from mona.evaluation.loss import held_out_loss
+    from mona.tokens import Renderer
+
+    rows = draw_rows(test, settings.loss_rows or settings.rows, settings.seed)
+    renderer = Renderer(tokenizer, template, TokenPolicy(), max_length)
+    with progress_bar(f"{about}: held-out loss", len(rows), "rows") as advance:
+        return held_out_loss(network, renderer, rows, progress=advance)
+
+
+def _results(found: "Evaluation", loss: "HeldOutLoss") -> pa.Table:
+    rows = [
+        {
+            "sample_id": row.sample_id,
+            "subtask": row.subtask,
+            "metric": metric,
+            "value": float(value),
+            "tokens": None,
+            "answer": row.answer,
+        }
+        for row in found.rows
+        for metric, value in row.metrics.items()
+    ]
+    rows += [
+        {
+            "sample_id": sample_id,
+            "subtask": None,
+            "metric": LOSS,
+            "value": float(total),
+            "tokens": int(tokens),
+            "answer": None,
+        }
+        for sample_id, total, tokens in zip(loss.sample_ids, loss.sums, loss.tokens, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA)
+
+
+def _leaderboard(
+    target: str,
+    spec: TargetSpec,
+    measured: Sequence[str],
+    recipes: Mapping[str, RecipeSpec],
+    partitions: Partitions,
+) -> dg.AssetsDefinition:
+    settings = spec.evaluation
+    assert settings is not None
+    key = leaderboard(target)
+    baseline = next((name for name in measured if recipes[name].selector == "random"), None)
+
+    @dg.asset(
+        key=key,
+        partitions_def=partitions.dataset_model,
+        deps=[dg.AssetDep(evaluation(target, recipe)) for recipe in measured],
+        group_name=target,
+        code_version="1",
+        description=f"Every recipe's figures on '{target}', side by side.",
+    )
+    def rank(
+        context: dg.AssetExecutionContext, store: Store, records: Records
+    ) -> dg.MaterializeResult[Any]:
+        from mona.evaluation.leaderboard import loss_standings, task_standings
+        from mona.plots import leaderboard as draw
+
+        names = {
+            recipe: label(evaluation(target, recipe), context.partition_key) for recipe in measured
+        }
+        inputs = records.read_at(names.values())
+        found, losses = {}, {}
+        for recipe, asset in names.items():
+            ((name, seal),) = records.get(inputs[asset]).tables.items()
+            rows = store.read(name, version=seal.version).to_pylist()
+            found[recipe], losses[recipe] = _read_results(rows, spec)
+        headline = next((e.headline for e in found.values() if e.metrics), None)
+        tasks = (
+            task_standings(found, headline, baseline=baseline, seed=settings.seed)
+            if headline
+            else []
+        )
+        by_loss = loss_standings(losses, baseline=baseline, seed=settings.seed)
+        record = Record(
+            asset=label(key, context.partition_key),
+            data_version=fingerprint(
+                evaluations={a: records.get(d).data_version for a, d in inputs.items()}
+            ),
+            inputs=inputs,
+            about={"baseline": baseline, "order": [s.recipe for s in by_loss]},
+        )
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(record.data_version),
+            metadata={
+                LOSS: table([_shown(s, baseline) for s in by_loss]),
+                f"{LOSS} plot": picture(draw(_bars(by_loss), LOSS, baseline), f"{LOSS} by recipe"),
+                **(
+                    {
+                        headline: table([_shown(s, baseline) for s in tasks]),
+                        f"{headline} plot": picture(
+                            draw(_bars(tasks), headline, baseline), f"{headline} by recipe"
+                        ),
+                    }
+                    if headline
+                    else {}
+                ),
+                **provenance(records.publish(record), record),
+            },
+        )
+
+    return rank
+
+
+def _read_results(
+    rows: Sequence[Mapping[str, Any]], spec: TargetSpec
+) -> "tuple[Evaluation, HeldOutLoss]":
+    """What `_results` wrote, as it was."""
+    from mona.evaluation.loss import HeldOutLoss
+    from mona.evaluation.results import RowResult, summarise
+    from mona.evaluation.run import is_macro
+
+    assert spec.evaluation is not None
+    metrics: dict[str, dict[str, float]] = {}
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if row["metric"] != LOSS:
+            first.setdefault(row["sample_id"], row)
+            metrics.setdefault(row["sample_id"], {})[row["metric"]] = row["value"]
+    answered = [
+        RowResult(sample_id, first[sample_id]["subtask"], first[sample_id]["answer"], values)
+        for sample_id, values in metrics.items()
+    ]
+    lost = [row for row in rows if row["metric"] == LOSS]
+    return (
+        summarise(
+            answered, macro=is_macro(spec.reader, spec.evaluation), seed=spec.evaluation.seed
+        ),
+        HeldOutLoss(
+            [row["sample_id"] for row in lost],
+            np.array([row["value"] for row in lost]),
+            np.array([row["tokens"] for row in lost], np.int64),
+        ),
+    )
+
+
+def _bars(standings: "Sequence[Standing]") -> list[tuple[str, float, float, float]]:
+    return [(s.recipe, s.value, s.low, s.high) for s in standings]
+
+
+def _shown(standing: "Standing", baseline: str | None) -> dict[str, Any]:
+    gap = standing.difference
+    return {
+        "recipe": standing.recipe,
+        "value": round(standing.value, 4),
+        "low": round(standing.low, 4),
+        "high": round(standing.high, 4),
+        "rows": standing.n,
+        f"less {baseline}": ""
+        if gap is None
+        else f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})",
+    }
