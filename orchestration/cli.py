@@ -308,6 +308,8 @@ cli.add_command(lineage)
 def main() -> None:
     """The console command: one line and an exit code for every expected failure."""
     warnings.filterwarnings("ignore")
+    # Threads that spin while they wait make work beside other work several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Lance warns about every table that it is about to make.
     for variable in ("LANCE_LOG", "LANCEDB_LOG"):
         os.environ.setdefault(variable, "error")
