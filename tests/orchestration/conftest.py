@@ -199,3 +199,48 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> ForwardCount:
     monkeypatch.setattr(Encoder, "load", counted)
     yield count
     models._load_encoder.cache_clear()
+
+
+# A fine-tune of a tiny model that takes a second and learns something.
+TINY_FINETUNE: dict[str, Any] = {
+    "lora": {"rank": 4},
+    "epochs": 2,
+    "learning_rate": 0.01,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "max_length": 256,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def measured(project: Project) -> Project:
+    project.settings["datasets"].pop("verse")
+    rows = [
+        {
+            "question": f"Anna has {i} figs and eats {i % 3}. How many are left?",
+            "answer": f"{i} - {i % 3} = {i - i % 3}.\n#### {i - i % 3}",
+        }
+        for i in range(40, 60)
+    ]
+    for name, part in (("shots", rows[:6]), ("held", rows[6:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (project.root / f"{name}.jsonl").write_text(text)
+    project.settings["targets"] = {
+        "adding": {
+            **project.settings["targets"]["adding"],
+            "evaluation": {"loss_rows": 4},
+        },
+        "eating": {
+            "reader": "gsm8k",
+            "examples": {"path": "shots.jsonl"},
+            "test": {"path": "held.jsonl"},
+            "evaluation": {"rows": 5, "max_new_tokens": 8, "chat": True},
+        },
+    }
+    project.settings["recipes"] = {
+        "mona": {"budget": {"count": 10}, "finetune": TINY_FINETUNE},
+        "random": {"selector": "random", "budget": {"count": 10}, "finetune": TINY_FINETUNE},
+        "base": {"selector": "none"},
+    }
+    return project

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import dagster as dg
@@ -13,43 +12,10 @@ from assets.evaluation import LOSS
 from assets.keys import evaluation, label, leaderboard
 from orchestration.home import open_instance
 from tests.orchestration.conftest import Project
-from tests.orchestration.test_finetune import SETTINGS, findings
+from tests.orchestration.test_finetune import findings
 
 pytest.importorskip("trl")
 pytest.importorskip("lm_eval")
-
-
-@pytest.fixture
-def measured(project: Project) -> Project:
-    project.settings["datasets"].pop("verse")
-    rows = [
-        {
-            "question": f"Anna has {i} figs and eats {i % 3}. How many are left?",
-            "answer": f"{i} - {i % 3} = {i - i % 3}.\n#### {i - i % 3}",
-        }
-        for i in range(40, 60)
-    ]
-    for name, part in (("shots", rows[:6]), ("held", rows[6:])):
-        text = "".join(json.dumps(row) + "\n" for row in part)
-        (project.root / f"{name}.jsonl").write_text(text)
-    project.settings["targets"] = {
-        "adding": {
-            **project.settings["targets"]["adding"],
-            "evaluation": {"loss_rows": 4},
-        },
-        "eating": {
-            "reader": "gsm8k",
-            "examples": {"path": "shots.jsonl"},
-            "test": {"path": "held.jsonl"},
-            "evaluation": {"rows": 5, "max_new_tokens": 8, "chat": True},
-        },
-    }
-    project.settings["recipes"] = {
-        "mona": {"budget": {"count": 10}, "finetune": SETTINGS},
-        "random": {"selector": "random", "budget": {"count": 10}, "finetune": SETTINGS},
-        "base": {"selector": "none"},
-    }
-    return project
 
 
 def metadata(project: Project, key: dg.AssetKey) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,29 +13,20 @@ from orchestration.home import open_instance
 from orchestration.lineage import chain, uses_of_sample
 from orchestration.planner import Standing
 from orchestration.verify import Finding, verify
-from tests.orchestration.conftest import Project
+from tests.orchestration.conftest import TINY_FINETUNE, Project
 
 pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 TUNED = label(finetune("adding", "mona"), "fruit|tiny")
-SETTINGS: dict[str, Any] = {
-    "lora": {"rank": 4},
-    "epochs": 2,
-    "learning_rate": 0.01,
-    "batch_size": 4,
-    "micro_batch_size": 2,
-    "max_length": 256,
-    "dtype": "float32",
-}
 
 
 @pytest.fixture
 def training(project: Project) -> Project:
     project.settings["datasets"].pop("verse")
     project.settings["recipes"] = {
-        "mona": {"budget": {"count": 10}, "finetune": SETTINGS},
-        "random": {"selector": "random", "budget": {"count": 10}, "finetune": SETTINGS},
+        "mona": {"budget": {"count": 10}, "finetune": TINY_FINETUNE},
+        "random": {"selector": "random", "budget": {"count": 10}, "finetune": TINY_FINETUNE},
     }
     return project
 
@@ -90,9 +80,9 @@ def test_a_model_is_tuned_on_its_subset_and_says_so(training: Project) -> None:
     weights.write_bytes(whole)
 
     # An edited setting is this fine-tune's alone; a setting without effect is nobody's.
-    training.settings["recipes"]["mona"]["finetune"] = {**SETTINGS, "auto": True}
+    training.settings["recipes"]["mona"]["finetune"] = {**TINY_FINETUNE, "auto": True}
     assert training.run().made == []
-    training.settings["recipes"]["mona"]["finetune"] = {**SETTINGS, "learning_rate": 0.02}
+    training.settings["recipes"]["mona"]["finetune"] = {**TINY_FINETUNE, "learning_rate": 0.02}
     assert training.run().made == [TUNED]
 
 
@@ -104,10 +94,10 @@ def test_the_same_inputs_give_the_same_weights(training: Project, tmp_path: Path
     import shutil
 
     shutil.rmtree(folder(training))
-    training.settings["recipes"]["mona"]["finetune"] = {**SETTINGS, "seed": 3}
+    training.settings["recipes"]["mona"]["finetune"] = {**TINY_FINETUNE, "seed": 3}
     training.run()
     assert records.get(records.current(TUNED)).data_version != first
-    training.settings["recipes"]["mona"]["finetune"] = SETTINGS
+    training.settings["recipes"]["mona"]["finetune"] = TINY_FINETUNE
     training.run()
     assert records.get(records.current(TUNED)).data_version == first
     again = [
