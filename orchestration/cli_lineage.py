@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -130,6 +131,30 @@ def _uses_command(kind: str, metavar: str, about: str) -> None:
 _uses_command("sample", "ID", "Every subset and fine-tune, past ones too, that a sample is in.")
 _uses_command("source", "NAME", "Every use of a source's samples, past ones too.")
 _uses_command("licence", "NAME", "Every use of samples under a licence, past ones too.")
+
+
+@lineage.command("export")
+@config_option
+@click.option("--out", type=click.Path(), required=True, help="the .jsonl file to write")
+@click.option("--force", is_flag=True, help="replace what is there")
+def export_command(config_path: str | None, out: str, force: bool) -> None:
+    """Write the whole history as OpenLineage run events, a JSON object a line."""
+    from orchestration.definitions import build_definitions, build_resources
+    from orchestration.home import open_instance
+    from orchestration.lineage_export import run_events
+
+    config = load_config(config_path)
+    path = Path(out).expanduser()
+    if path.exists() and not force:
+        raise RequestError(f"{path}: exists; give --force to overwrite it")
+    graph = build_definitions(config).resolve_asset_graph()
+    with open_instance(config) as instance:
+        events = list(run_events(graph, instance, build_resources(config)["records"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(f"{event}\n" for event in events), encoding="utf-8")
+    partial.replace(path)
+    click.echo(f"{path}: {len(events)} events")
 
 
 @lineage.command("verify")
