@@ -1,8 +1,8 @@
 """Small PNG pictures for materialisations and reports: data in, bytes out.
 
 Belongs here: drawing. What is drawn is computed by its owner (`mona.selection`,
-`mona.sae_quality`, `mona.evaluation`, the pool). The same data gives the same bytes. Where the pool and the
-chosen share a picture they differ in fill and hatching, not in colour alone.
+`mona.sae_quality`, `mona.evaluation`, the pool). The same data gives the same bytes. Where the
+pool and the chosen share a picture they differ in fill and hatching, not in colour alone.
 """
 
 from __future__ import annotations
