@@ -278,7 +278,7 @@ def test_the_harness_is_not_imported_before_it_is_used() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_a_named_task_is_drawn_in_turn_and_keeps_every_filter(
+def test_a_named_task_is_drawn_in_turn(
     tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answering(monkeypatch, {"?": "It is 4, or 5"})
@@ -292,7 +292,8 @@ def test_a_named_task_is_drawn_in_turn_and_keeps_every_filter(
     spec = EvaluationSpec(task="named", rows=4, chat=False)
     found = evaluate(*tiny, "pool", [], [], spec, scratch=tmp_path)
     assert {own.subtask: own.n for own in found.subtasks} == {"a": 2, "b": 2}
-    assert found.n == 4
+    assert {answered.sample_id[:2] for answered in found.rows} == {"a:", "b:"}
+    assert len({answered.sample_id for answered in found.rows}) == found.n == 4
 
 
 def test_documents_never_pass_a_template_engine(tmp_path: Path) -> None:
