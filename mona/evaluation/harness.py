@@ -30,14 +30,14 @@ def require_harness() -> None:
 
 
 def answer(
-    model: Any, tasks: Mapping[str, Any], places: Sequence[Place], *, chat: bool
+    model: Any, tasks: Mapping[str, Any], ids: Mapping[Place, str], *, chat: bool
 ) -> list[RowResult]:
-    """The documents at `places` asked of `model` (`wrapped`) and scored; WorkError where that
-    fails."""
+    """The documents at the places of `ids` asked of `model` (made by `wrapped`) and scored, each
+    result under its id. WorkError where that fails."""
     from lm_eval.evaluator import evaluate as run_harness
 
     numbers: dict[str, list[int]] = defaultdict(list)
-    for name, number in places:
+    for name, number in ids:
         numbers[name].append(number)
     try:
         results = run_harness(
@@ -56,7 +56,7 @@ def answer(
     merged: dict[str, RowResult] = {}
     for name, samples in results["samples"].items():
         for sample in samples:
-            row_id = sample["doc"].get("sample_id") or f"{name}:{sample['doc_id']}"
+            row_id = ids[name, sample["doc_id"]]
             suffix = "" if sample["filter"] == "none" else f" ({sample['filter']})"
             metrics = {
                 f"{metric}{suffix}": float(sample[metric])

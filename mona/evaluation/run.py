@@ -71,15 +71,14 @@ def evaluate(
                 raise RequestError("no test row has anything to compare an answer with")
             tasks = make_tasks(reader, drawn, examples, spec)
             places = [(name, i) for name, task in tasks.items() for i in range(len(task.eval_docs))]
-            order = {
-                row_id: place
-                for place, row_id in enumerate(sample_id(row.messages) for row in drawn)
-            }
+            ids = {place: tasks[place[0]].eval_docs[place[1]]["sample_id"] for place in places}
+            order = {sample_id(row.messages): place for place, row in enumerate(drawn)}
         else:
             tasks = named_tasks(spec.task, spec)
             places = _drawn(tasks, spec.rows, spec.seed)
-            order = {f"{name}:{number}": i for i, (name, number) in enumerate(places)}
-        rows = _rows(model, tokenizer, tasks, places, spec, scratch, batch_tokens, progress)
+            ids = {(name, number): f"{name}:{number}" for name, number in places}
+            order = {ids[place]: i for i, place in enumerate(places)}
+        rows = _rows(model, tokenizer, tasks, ids, spec, scratch, batch_tokens, progress)
     rows.sort(key=lambda row: order[row.sample_id])
     return summarise(rows, macro=is_macro(reader, spec), seed=spec.seed)
 
@@ -93,7 +92,7 @@ def _rows(
     model: Any,
     tokenizer: Any,
     tasks: Mapping[str, Any],
-    places: Sequence[Place],
+    ids: Mapping[Place, str],
     spec: EvaluationSpec,
     scratch: Path,
     batch_tokens: int,
@@ -101,8 +100,8 @@ def _rows(
 ) -> list[RowResult]:
     # Of similar length, so that little of a batch is padding; the longest first, so that one
     # that does not fit is met at once.
-    lengths = {place: len(str(_prompt_of(tasks, place))) for place in places}
-    ordered = sorted(places, key=lambda place: (-lengths[place], place))
+    lengths = {place: len(str(_prompt_of(tasks, place))) for place in ids}
+    ordered = sorted(ids, key=lambda place: (-lengths[place], place))
     chunks = [ordered[i : i + CHUNK_ROWS] for i in range(0, len(ordered), CHUNK_ROWS)]
     identity = _identity(tasks, chunks, spec, batch_tokens)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -115,7 +114,8 @@ def _rows(
             made = [RowResult(**json.loads(line)) for line in lines]
         else:
             harness_model = harness_model or wrapped(model, tokenizer, batch_tokens)
-            made = answer(harness_model, tasks, chunk, chat=spec.chat)
+            asked = {place: ids[place] for place in chunk}
+            made = answer(harness_model, tasks, asked, chat=spec.chat)
             _write(file, [json.dumps(asdict(row)) for row in made])
         rows += made
         if progress is not None:
