@@ -29,14 +29,17 @@ def renderer(tokenizer: Any, template: Template = "chat", max_length: int = 512)
     return Renderer(tokenizer, template, TokenPolicy(), max_length)
 
 
-def by_hand(model: Any, tokenizer: Any, before: str, answer: str, after: str) -> tuple[float, int]:
-    """The byte-level tokenizer has a token a byte: no seam, no merge."""
+def by_hand(
+    model: Any, tokenizer: Any, before: str, answer: str, closing: str, after: str
+) -> tuple[float, int]:
+    """The byte-level tokenizer has a token a byte: no seam, no merge. `closing` is counted."""
     import torch
 
     def ids(text: str, **how: Any) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, **how)["input_ids"])
 
     head, middle = ids(before), ids(answer, split_special_tokens=True)
+    middle += ids(closing)
     whole = torch.tensor([head + middle + ids(after)])
     with torch.no_grad():
         scores = torch.log_softmax(model(input_ids=whole).logits[0].double(), -1)
@@ -45,20 +48,21 @@ def by_hand(model: Any, tokenizer: Any, before: str, answer: str, after: str) ->
 
 
 @pytest.mark.parametrize(
-    ("template", "before", "after"),
+    ("template", "before", "closing", "after"),
     [
         (
             "chat",
             "<|start|>system\nBe brief.<|stop|>\n<|start|>user\n{question}<|stop|>\n"
             "<|start|>assistant\n",
-            "<|stop|>\n",
+            "<|stop|>",
+            "\n",
         ),
-        ("olmo", "{question} ", "<|stop|>"),
-        ("llama2", "<|start|>[INST] {question} [/INST] ", " <|stop|>"),
+        ("olmo", "{question} ", "<|stop|>", ""),
+        ("llama2", "<|start|>[INST] {question} [/INST] ", " <|stop|>", ""),
     ],
 )
 def test_the_loss_is_that_of_one_row_at_a_time(
-    tiny: tuple[Any, Any], template: Template, before: str, after: str
+    tiny: tuple[Any, Any], template: Template, before: str, closing: str, after: str
 ) -> None:
     model, tokenizer = tiny
     test = rows(ANSWERS)
@@ -66,8 +70,9 @@ def test_the_loss_is_that_of_one_row_at_a_time(
     for i, row in enumerate(test):
         question, answer = (message.content for message in row.messages)
         head = before.format(question=question)
-        total, count = by_hand(model, tokenizer, head, answer, after)
-        assert found.tokens[i] == count == len(answer.encode())
+        total, count = by_hand(model, tokenizer, head, answer, closing, after)
+        assert found.tokens[i] == count
+        assert count - len(answer.encode()) == (2 if template == "llama2" else 1)
         assert found.sums[i] == pytest.approx(total, rel=1e-4)
     assert found.sample_ids == [sample_id(row.messages) for row in test]
     assert found.sums.dtype == np.float64
@@ -90,7 +95,7 @@ def test_rows_without_a_whole_answer_are_left_out(tiny: tuple[Any, Any]) -> None
     open_row = TargetRow((Message("user", "Open?"),), "s", "f", 1, "")
     test = [open_row, *rows(["short", "x" * 400])]
     found = held_out_loss(model, renderer(tokenizer, max_length=120), test)
-    assert found.tokens.tolist() == [5]
+    assert found.tokens.tolist() == [6]
     with pytest.raises(RequestError, match="no test row has an answer"):
         held_out_loss(model, renderer(tokenizer), [open_row])
 
