@@ -178,16 +178,17 @@ def _evaluation(
             {"metric": metric, "value": v.value, "low": v.low, "high": v.high, "rows": found.n}
             for metric, v in found.metrics.items()
         ]
-        interval = loss.interval(settings.seed)
-        figures.append(
-            {
-                "metric": LOSS,
-                "value": interval.value,
-                "low": interval.low,
-                "high": interval.high,
-                "rows": len(loss.sample_ids),
-            }
-        )
+        if loss.sample_ids:
+            interval = loss.interval(settings.seed)
+            figures.append(
+                {
+                    "metric": LOSS,
+                    "value": interval.value,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "rows": len(loss.sample_ids),
+                }
+            )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(version),
             metadata={
@@ -254,10 +255,13 @@ def _loss(
     max_length: int,
     about: str,
 ) -> "HeldOutLoss":
+    """The held-out loss; of no rows where none has an answer."""
     from mona.evaluation.draw import draw_rows
-    from mona.evaluation.loss import held_out_loss
+    from mona.evaluation.loss import HeldOutLoss, held_out_loss
     from mona.tokens import Renderer
 
+    if not any(row.messages[-1].role == "assistant" for row in test):
+        return HeldOutLoss([], np.zeros(0), np.zeros(0, np.int64))
     rows = draw_rows(test, settings.loss_rows or settings.rows, settings.seed)
     renderer = Renderer(tokenizer, template, TokenPolicy(), max_length)
     with progress_bar(f"{about}: held-out loss", len(rows), "rows") as advance:
@@ -332,7 +336,8 @@ def _leaderboard(
             if headline
             else []
         )
-        by_loss = loss_standings(losses, baseline=baseline, seed=settings.seed)
+        having = {recipe: loss for recipe, loss in losses.items() if loss.sample_ids}
+        by_loss = loss_standings(having, baseline=baseline, seed=settings.seed)
         record = Record(
             asset=label(key, context.partition_key),
             data_version=fingerprint(

@@ -17,7 +17,6 @@ import dagster as dg
 from assets.describe import picture, provenance, table
 from assets.encoding import GPU_POOL
 from assets.keys import (
-    RAW_POOL,
     Partitions,
     by_model,
     dataset_and_model,
@@ -27,8 +26,8 @@ from assets.keys import (
     selection,
     subsets,
 )
-from assets.raw_pool import pool_table
 from assets.retries import retried
+from assets.subset import read_subset
 from mona.fingerprint import fingerprint
 from mona.sample import from_records
 from mona.spec import FinetuneSpec, LanguageModel, ModelSpec, RecipeSpec
@@ -116,7 +115,8 @@ def _finetune(
                 shelf.weights_digest(model_name, given),
             )
         digest, subset_record = _only_input(inputs, records)
-        rows, conversations = _subset(store, records, subset_record, dataset)
+        rows = read_subset(store, records, subset_record, dataset)
+        conversations = [from_records(row.pop("messages")) for row in rows]
         name = fingerprint(
             chosen=subset_record.data_version,
             subset=digest,
@@ -147,7 +147,14 @@ def _finetune(
             samples.unlink()
             if not folder.exists():
                 facts = {
-                    "subset": {"asset": subset_record.asset, "record": digest, "rows": rows},
+                    "subset": {
+                        "asset": subset_record.asset,
+                        "record": digest,
+                        "rows": [
+                            {key: row[key] for key in ("rank", "sample_id", "score", "origins")}
+                            for row in rows
+                        ],
+                    },
                     "records": sorted(records.closure([digest])),
                     "base": {
                         "model": given.model_dump(mode="json", exclude={"path"}),
@@ -209,19 +216,6 @@ def _finetune(
 def _only_input(inputs: Mapping[str, str], records: Records) -> tuple[str, Record]:
     (digest,) = inputs.values()
     return digest, records.get(digest)
-
-
-def _subset(
-    store: Store, records: Records, subset: Record, dataset: str
-) -> tuple[list[dict[str, Any]], list[Any]]:
-    """(rows in rank order, their conversations) at the versions the subset's record names."""
-    ((name, seal),) = subset.tables.items()
-    columns = ["rank", "sample_id", "score", "origins"]
-    rows = store.read(name, columns, version=seal.version).to_pylist()
-    pool = records.get(subset.inputs[label(RAW_POOL, dataset)]).tables[pool_table(dataset)]
-    ids = [row["sample_id"] for row in rows]
-    texts = store.rows(pool_table(dataset), ["messages"], ids, version=pool.version)
-    return rows, [from_records(messages) for messages in texts.column("messages").to_pylist()]
 
 
 def _origin_counts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.describe import picture, provenance, table
-from assets.keys import label
+from assets.keys import RAW_POOL, label
 from assets.raw_pool import pool_table
 from assets.targets import test_rows_table
 from mona.decontamination import HeldOutIndex, find_all
@@ -51,6 +51,21 @@ SUBSET_SCHEMA = pa.schema(
 def subset_table(owner: str, recipe: str, dataset: str, model: str) -> str:
     """The Lance table of one selection; every materialisation is a tagged version of it."""
     return f"selection.{owner}.{recipe}.{dataset}.{model}"
+
+
+def read_subset(
+    store: Store, records: Records, subset: Record, dataset: str
+) -> list[dict[str, Any]]:
+    """A subset's rows, best first, with their `messages`: both at the versions that its record
+    names, whatever the pool holds by now."""
+    ((name, seal),) = subset.tables.items()
+    rows: list[dict[str, Any]] = store.read(name, version=seal.version).to_pylist()
+    pool = records.get(subset.inputs[label(RAW_POOL, dataset)]).tables[pool_table(dataset)]
+    ids = [row["sample_id"] for row in rows]
+    texts = store.rows(pool_table(dataset), ["messages"], ids, version=pool.version)
+    for row, messages in zip(rows, texts.column("messages").to_pylist(), strict=True):
+        row["messages"] = messages
+    return rows
 
 
 def contaminated(store: Store, dataset: str, targets: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -21,8 +21,10 @@ from typing import Any, Literal, TextIO, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from mona.errors import RequestError
+from mona.spec import FinetuneSpec
 
 ExportFormat = Literal["jsonl", "sharegpt", "alpaca", "llamafactory", "parquet"]
 
@@ -54,6 +56,7 @@ def export(
     *,
     force: bool = False,
     left_out: Callable[[str], None] | None = None,
+    training: FinetuneSpec | None = None,
 ) -> list[Path]:
     """Writes rows, streamed and in order, and returns the files written.
 
@@ -62,8 +65,9 @@ def export(
     - alpaca: a JSON array of instruction, input (always empty), output, system, history
       (the earlier turns as [user, assistant] pairs).
     - llamafactory: `out` is a folder; it gets `<folder name>.json`, in LLaMA-Factory's
-      sharegpt formatting with OpenAI-style messages, and an entry in `dataset_info.json`,
-      which keeps the entries it has.
+      sharegpt formatting with OpenAI-style messages, an entry in `dataset_info.json`, which
+      keeps the entries it has, and with `training` a `<folder name>.yaml` of the same
+      hyperparameters.
     - parquet: the columns of jsonl.
     alpaca and llamafactory need turns that alternate: neighbours of one role become one turn,
     joined by a blank line.
@@ -87,7 +91,14 @@ def export(
     }.get(fmt, _as_messages)
     converted = _converted(rows, convert, left_out)
     if fmt == "llamafactory":
-        return _write_llamafactory(converted, out, force)
+        written = _write_llamafactory(converted, out, force)
+        if training is not None:
+            settings = out / f"{out.resolve().name}.yaml"
+            _refuse_existing(settings, force)
+            with _replacing(settings) as temporary:
+                temporary.write_text(_llamafactory_training(training, out), encoding="utf-8")
+            written.append(settings)
+        return written
     if out.is_dir():
         raise RequestError(f"{out}: is a folder; {fmt} is written to a file")
     _refuse_existing(out, force)
@@ -266,6 +277,45 @@ def _llamafactory_entry(file_name: str) -> dict[str, Any]:
             "system_tag": "system",
         },
     }
+
+
+def _llamafactory_training(spec: FinetuneSpec, out: Path) -> str:
+    """A LLaMA-Factory training file that says what `spec` says, for one device."""
+    lora: dict[str, Any] = {"finetuning_type": "full"}
+    if spec.lora is not None:
+        lora = {
+            "finetuning_type": "lora",
+            "lora_target": "all",
+            "lora_rank": spec.lora.rank,
+            "lora_alpha": spec.lora.alpha,
+            "lora_dropout": spec.lora.dropout,
+        }
+    base = spec.base.repo or spec.base.path if spec.base is not None else None
+    settings = {
+        "model_name_or_path": base or "the base model's repo or folder",
+        "stage": "sft",
+        "do_train": True,
+        **lora,
+        "dataset": out.resolve().name,
+        "dataset_dir": ".",
+        "template": "the name of the base model's template",
+        "cutoff_len": spec.max_length,
+        "packing": spec.packing,
+        "per_device_train_batch_size": spec.micro_batch_size,
+        "gradient_accumulation_steps": spec.batch_size // spec.micro_batch_size,
+        "num_train_epochs": spec.epochs,
+        "learning_rate": spec.learning_rate,
+        "lr_scheduler_type": spec.schedule,
+        "warmup_ratio": spec.warmup_ratio,
+        "weight_decay": spec.weight_decay,
+        "bf16": spec.dtype != "float32",
+        "disable_gradient_checkpointing": not spec.gradient_checkpointing,
+        "save_steps": spec.checkpoint_steps,
+        "logging_steps": 1,
+        "seed": spec.seed,
+        "output_dir": "tuned",
+    }
+    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def _dataset_entries(info: Path) -> dict[str, Any]:

@@ -316,6 +316,13 @@ class TargetSpec(Spec):
     )
     evaluation: EvaluationSpec | None = None
 
+    @model_validator(mode="after")
+    def _rows_to_measure_on(self) -> TargetSpec:
+        measured = self.evaluation
+        if measured is not None and measured.task is None and self.test is None:
+            raise ValueError("evaluation needs test rows, or a task of the harness")
+        return self
+
 
 class Budget(Spec):
     """How much to select; exactly one of `share`, `count`, `tokens`."""

@@ -245,8 +245,16 @@ def export(
     rows = _chosen(config, selection, dataset, model)
     unfit: list[str] = []
     file = Path(out).expanduser()
+    tuning = config.recipes[selection.partition("/")[2]].finetune
     try:
-        written = write(rows, fmt, file, force=force, left_out=unfit.append if skip_unfit else None)
+        written = write(
+            rows,
+            fmt,
+            file,
+            force=force,
+            left_out=unfit.append if skip_unfit else None,
+            training=tuning if fmt == "llamafactory" else None,
+        )
     except UnfitSampleError as error:
         raise RequestError(f"{error}; --skip-unfit leaves such samples out") from error
     for path in written:
@@ -276,25 +284,22 @@ def _chosen(
     config: Config, selection: str, dataset: str | None, model: str | None
 ) -> list[dict[str, Any]]:
     """The rows of a selection with their messages, best first."""
-    from assets.keys import subsets
-    from assets.raw_pool import pool_table
-    from assets.subset import subset_table
+    from assets.keys import label, subsets
+    from assets.keys import selection as subset_key
+    from assets.subset import read_subset
     from orchestration.definitions import build_resources
 
-    target, _, recipe = selection.partition("/")
-    if (target, recipe) not in subsets(config.targets, config.recipes):
+    owner, _, recipe = selection.partition("/")
+    if (owner, recipe) not in subsets(config.targets, config.recipes):
         raise RequestError(f"'{selection}' is no TARGET/RECIPE or controls/RECIPE of {config.path}")
     dataset = only(dataset, config.datasets, "dataset")
     model = only(model, config.models, "model")
-    store = build_resources(config)["store"]
-    name = subset_table(target, recipe, dataset, model)
-    if not store.exists(name):
+    resources = build_resources(config)
+    records = resources["records"]
+    made = records.current(label(subset_key(owner, recipe), f"{dataset}|{model}"))
+    if made is None:
         raise WorkError(f"{selection} of {dataset} with {model} was never made: mona run first")
-    rows: list[dict[str, Any]] = store.read(name).to_pylist()
-    texts = store.rows(pool_table(dataset), ["messages"], [row["sample_id"] for row in rows])
-    for row, messages in zip(rows, texts.column("messages").to_pylist(), strict=True):
-        row["messages"] = messages
-    return rows
+    return read_subset(resources["store"], records, records.get(made), dataset)
 
 
 def _one_line(messages: Sequence[dict[str, str]], width: int = 160) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from mona.errors import RequestError
 from mona.export import ExportFormat, export
+from mona.spec import FinetuneSpec, LanguageModel
 
 Row = dict[str, Any]
 FORMATS: tuple[ExportFormat, ...] = ("jsonl", "sharegpt", "alpaca", "llamafactory", "parquet")
@@ -194,6 +196,26 @@ def test_llamafactory_uses_only_keys_of_its_own_demo() -> None:
         documented = {key for one in known for key in one.get(part, {})}
         # The demo has no tool turns in this form; these two are in its documentation alone.
         assert set(entry[part]) - {"observation_tag", "system_tag"} <= documented
+
+
+def test_llamafactory_gets_the_same_hyperparameters(tmp_path: Path) -> None:
+    spec = FinetuneSpec(
+        base=LanguageModel(repo="own/model"), learning_rate=3e-5, batch_size=32, epochs=1.5
+    )
+    *_, settings = export([PLAIN], "llamafactory", tmp_path, training=spec)
+    assert settings.name == f"{tmp_path.name}.yaml"
+    said = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    assert (said["stage"], said["finetuning_type"], said["lora_rank"]) == ("sft", "lora", 16)
+    assert said["model_name_or_path"] == "own/model"
+    batch = said["per_device_train_batch_size"] * said["gradient_accumulation_steps"]
+    assert (batch, said["learning_rate"], said["num_train_epochs"]) == (32, 3e-5, 1.5)
+    assert said["dataset"] in json.loads((tmp_path / "dataset_info.json").read_text())
+    full = FinetuneSpec(lora=None, dtype="float32")
+    *_, settings = export([PLAIN], "llamafactory", tmp_path, training=full, force=True)
+    said = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    assert said["finetuning_type"] == "full"
+    assert not said["bf16"]
+    assert "lora_rank" not in said
 
 
 def test_llamafactory_keeps_the_entries_of_others(tmp_path: Path) -> None:
