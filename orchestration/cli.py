@@ -263,6 +263,50 @@ def export(
         click.echo(f"left out {len(unfit)} of {len(rows)} samples; first, {unfit[0]}", err=True)
 
 
+@cli.command("register")
+@click.argument("subset")
+@click.option("--model", "folder", type=click.Path(), required=True, help="the tuned model")
+@click.option("--data", type=click.Path(), help="the exported file it was trained on: checked")
+@config_option
+@click.option("--dataset", help="where there is more than one")
+@click.option("--encoder", help="the model entry that chose, where there is more than one")
+def register_command(
+    subset: str,
+    folder: str,
+    data: str | None,
+    config_path: str | None,
+    dataset: str | None,
+    encoder: str | None,
+) -> None:
+    """Take in a model that was tuned elsewhere on the subset of TARGET/RECIPE."""
+    config = load_config(config_path)
+    from assets.keys import subsets
+    from orchestration.definitions import build_definitions, build_resources
+    from orchestration.home import open_instance
+    from orchestration.planner import Standing
+    from orchestration.register import register
+    from orchestration.run import observe
+
+    owner, _, recipe = subset.partition("/")
+    if (owner, recipe) not in subsets(config.targets, config.recipes):
+        raise RequestError(f"'{subset}' is no TARGET/RECIPE or controls/RECIPE of {config.path}")
+    partition = only(dataset, config.datasets, "dataset"), only(encoder, config.models, "encoder")
+    resources = build_resources(config)
+    with open_instance(config) as instance:
+        observe(config, instance, resources)
+        graph = build_definitions(config).resolve_asset_graph()
+        path = register(
+            Standing(instance, graph, config),
+            resources["records"],
+            resources["store"],
+            (owner, recipe),
+            partition,
+            Path(folder).expanduser(),
+            Path(data).expanduser() if data else None,
+        )
+    click.echo(path)
+
+
 @cli.command()
 @config_option
 @click.option("--port", default=3000, show_default=True)

@@ -215,7 +215,8 @@ def _consumed(
         if pointer is None or pointer == "NULL" or stated is None:
             yield Finding(asset, digest, what, "Dagster's event does not say what it consumed")
             continue
-        version = _version_before(standing.instance, parent, partition, int(pointer) + 1)
+        event_read = latest_before(standing.instance, parent, partition, int(pointer) + 1)
+        version = event_read.version if event_read is not None else None
         # Of a partitioned observed entry Dagster hashes no version at all: only the pointer says.
         unsaid = graph.get(parent).is_external and stated == _combined([])
         if version is None or not (unsaid or stated in (version, _combined([version]))):
@@ -238,9 +239,18 @@ def _combined(versions: Iterable[str]) -> str:
     return hashlib.sha256("".join(versions).encode()).hexdigest()
 
 
-def _version_before(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, before: int
-) -> str | None:
+@dataclass(frozen=True, slots=True)
+class VersionEvent:
+    """An event of Dagster's log that gave an asset partition a data version."""
+
+    storage_id: int
+    version: str
+
+
+def latest_before(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, before: int | None
+) -> VersionEvent | None:
+    """A partition's newest materialisation or observation, under a storage id if one is given."""
     wanted = dg.AssetRecordsFilter(
         asset_key=key,
         asset_partitions=[partition] if partition is not None else None,
@@ -253,4 +263,5 @@ def _version_before(
         return None
     event = latest.asset_materialization or latest.event_log_entry.asset_observation
     assert event is not None
-    return (event.tags or {}).get(DATA_VERSION_TAG)
+    version = (event.tags or {}).get(DATA_VERSION_TAG)
+    return VersionEvent(latest.storage_id, version) if version is not None else None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from assets.keys import finetune, label, selection
+from mona.errors import RequestError
 from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import open_instance
 from orchestration.lineage import chain, uses_of_sample
@@ -84,6 +85,46 @@ def test_a_model_is_tuned_on_its_subset_and_says_so(training: Project) -> None:
     assert training.run().made == []
     training.settings["recipes"]["mona"]["finetune"] = {**TINY_FINETUNE, "learning_rate": 0.02}
     assert training.run().made == [TUNED]
+
+
+def test_a_model_tuned_elsewhere_is_taken_in(training: Project, tmp_path: Path) -> None:
+    from orchestration import cli
+
+    training.settings["recipes"].pop("random")
+    training.run()
+    elsewhere = tmp_path / "elsewhere"
+    folder(training).rename(elsewhere)
+    (elsewhere / "provenance.json").unlink()
+    weights = (elsewhere / "adapter_model.safetensors").read_bytes()
+    # An edited recipe wants a new model; one is trained elsewhere on the exported subset.
+    training.settings["recipes"]["mona"]["finetune"] = {**TINY_FINETUNE, "epochs": 3}
+    training.settings["recipes"]["mona"]["budget"] = {"count": 9}
+    training.run(upto="selection")
+
+    def mona(*words: str) -> None:
+        cli.cli([*words, "--config", str(training.config_path)], standalone_mode=False)
+
+    data = tmp_path / "subset.jsonl"
+    mona("export", "adding/mona", "--format", "jsonl", "--out", str(data))
+    given = ["register", "adding/mona", "--model", str(elsewhere), "--data", str(data)]
+    strange = json.loads(data.read_text().splitlines()[0]) | {"sample_id": "f" * 32}
+    data.write_text(data.read_text() + json.dumps(strange) + "\n")
+    with pytest.raises(RequestError, match=r"row 10: sample f+ is not in the subset"):
+        mona(*given)
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(RequestError, match="no such|no config|tuned"):
+        mona(*given[:3], str(tmp_path / "nowhere"), *given[4:])
+    mona(*given)
+    assert training.status()[TUNED] == "fresh"
+    assert training.run().made == []
+    assert (folder(training) / "adapter_model.safetensors").read_bytes() == weights
+    facts = json.loads((folder(training) / "provenance.json").read_text())
+    assert facts["registered"]
+    assert len(facts["checked against"]) == 9
+    records = build_resources(training.config)["records"]
+    assert "raw_pool[fruit]" in {link.record.asset for link in chain(records, TUNED)}
+    missing = [f for f in findings(training) if "the file is missing" not in f.problem]
+    assert missing == []  # the first model was moved away; nothing else is wrong
 
 
 def test_the_same_inputs_give_the_same_weights(training: Project, tmp_path: Path) -> None:
