@@ -14,6 +14,7 @@ from orchestration.config import Config
 from orchestration.home import PROCESS_TAG, bury_dead_runs, process_name
 from orchestration.planner import Choice, Standing, Step, label, steps
 from orchestration.sensors import changed_entries
+from resources.withdrawals import Withdrawals
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -45,13 +46,20 @@ def bring_up_to_date(
     retrain_sae: bool = False,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Done:
-    """Materialises what is missing or stale of the choice, upstream first.
+    """Materialises what is missing or stale of the choice, upstream first, after completing a
+    withdrawal that was cut short.
 
     WorkError when a blocking check upstream failed, and the failing step's own error when a
     step fails; what was made before stays, and the next call goes on from there.
     """
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     bury_dead_runs(instance)
+    if Withdrawals(config.home).pending():
+        from orchestration.definitions import build_resources
+        from orchestration.withdrawal import finish_pending
+
+        resources = build_resources(config)
+        finish_pending(config, instance, resources["records"], resources["store"])
     standing = Standing(instance, definitions.resolve_asset_graph(), config)
     job = definitions.resolve_implicit_global_asset_job_def()
     done = Done()
