@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def withdraw(
         raise RequestError("pass one of --sample, --source and --file")
     if not reason.strip():
         raise RequestError("--reason: is empty")
-    from orchestration.definitions import build_resources
+    from orchestration.definitions import build_definitions, build_resources
     from orchestration.home import open_instance
     from orchestration.run import observe
     from orchestration.withdrawal import carry_out, finish_pending, of_samples, of_source
@@ -50,9 +51,11 @@ def withdraw(
     else:
         ids = _read_ids(Path(listed)) if listed is not None else list(samples)
         withdrawal = of_samples(ids, reason, config, records, store)
+    definitions = build_definitions(config)
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
     with open_instance(config) as instance:
-        report = carry_out(withdrawal, config, instance, records, store)
-        finish_pending(config, instance, records, store)
+        report = carry_out(withdrawal, config, definitions, instance, records, store)
+        finish_pending(config, definitions, instance, records, store)
         observe(config, instance, resources)
     if as_json:
         click.echo(json.dumps({"withdrawal": withdrawal.name, **asdict(report)}))

@@ -14,6 +14,8 @@ from mona.errors import WorkError
 from orchestration.config import Config
 
 PROCESS_TAG = "mona/process"
+# The configuration of a run in this process: what happens is shown by us.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 ACTIVE_RUNS = dg.RunsFilter(
     statuses=[
         dg.DagsterRunStatus.NOT_STARTED,

@@ -11,12 +11,10 @@ import dagster as dg
 from assets.keys import SAE
 from mona.errors import WorkError
 from orchestration.config import Config
-from orchestration.home import PROCESS_TAG, bury_dead_runs, process_name
+from orchestration.home import PROCESS_TAG, QUIET, bury_dead_runs, process_name
 from orchestration.planner import Choice, Standing, Step, label, steps
 from orchestration.sensors import changed_entries
 from resources.withdrawals import Withdrawals
-
-_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @dataclass(slots=True)
@@ -59,7 +57,7 @@ def bring_up_to_date(
         from orchestration.withdrawal import finish_pending
 
         resources = build_resources(config)
-        finish_pending(config, instance, resources["records"], resources["store"])
+        finish_pending(config, definitions, instance, resources["records"], resources["store"])
     standing = Standing(instance, definitions.resolve_asset_graph(), config)
     job = definitions.resolve_implicit_global_asset_job_def()
     done = Done()
@@ -92,7 +90,7 @@ def _execute(
         instance=instance,
         asset_selection=due,
         partition_key=step.partition,
-        run_config=_QUIET,
+        run_config=QUIET,
         tags={PROCESS_TAG: process_name()},
         raise_on_error=True,
     )

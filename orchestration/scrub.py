@@ -1,7 +1,7 @@
 """Taking samples' text out of Dagster's history: its databases and captured logs.
 
-Events stay, with their ids, digests and figures: only strings that show a withdrawn sample
-are replaced. Which samples those are is the caller's.
+Events stay, with their ids, digests and figures: only strings, and whole logs, that show a
+withdrawn sample are replaced. Which samples those are is the caller's.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _WAIT_SECONDS = 30
 
 
 def scrub(home: Path, sample_ids: Collection[str], traces: Traces) -> int:
-    """Blanks every string under Dagster's `home` that shows a sample; returns how many values
-    and lines were changed. Nothing of the old bytes is left in a database's free pages.
+    """Blanks every string and log under Dagster's `home` that shows a sample; returns how many.
+    Nothing of the old bytes is left in a database's free pages.
 
     WorkError when a database is in use by another process.
     """
@@ -38,7 +38,7 @@ def scrub(home: Path, sample_ids: Collection[str], traces: Traces) -> int:
         if is_database:
             changed += _scrub_database(path, sample_ids, traces)
         else:
-            changed += _scrub_lines(path, traces)
+            changed += _scrub_log(path, traces)
     return changed
 
 
@@ -119,15 +119,11 @@ def _blanked_text(text: str, sample_ids: Collection[str], traces: Traces) -> str
     return BLANK if traces.shown_in(text) else text
 
 
-def _scrub_lines(path: Path, traces: Traces) -> int:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError:
+def _scrub_log(path: Path, traces: Traces) -> int:
+    # Whole, since a text runs over lines; a log is no part of the audit.
+    if not traces.shown_in(path.read_text(encoding="utf-8", errors="replace")):
         return 0
-    clean = [BLANK if traces.shown_in(line) else line for line in lines]
-    changed = sum(a is not b for a, b in zip(clean, lines, strict=True))
-    if changed:
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("\n".join(clean), encoding="utf-8")
-        partial.replace(path)
-    return changed
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(f"{BLANK}\n", encoding="utf-8")
+    partial.replace(path)
+    return 1

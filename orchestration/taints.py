@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mona.errors import MonaError
+from orchestration.home import PROCESS_TAG, QUIET, process_name
 from orchestration.lineage import kind
 from resources.purge import versions
 from resources.records import Record, Records
@@ -85,21 +86,26 @@ def taints(records: Records) -> dict[str, str]:
     return {asset: "; ".join(why) for asset, why in found.items()}
 
 
-def mark(instance: dg.DagsterInstance, records: Records) -> list[str]:
-    """Fails the check of every tainted partition, for Dagster's UI; returns their labels."""
-    found = taints(records)
-    for asset, why in found.items():
+def mark(instance: dg.DagsterInstance, definitions: dg.Definitions, records: Records) -> list[str]:
+    """Runs the check of every tainted partition, so that Dagster's UI shows it; returns the
+    labels of what is tainted.
+
+    A run, since Dagster takes only one evaluation of a check from outside of runs.
+    """
+    job = definitions.resolve_implicit_global_asset_job_def()
+    known = definitions.resolve_asset_graph().asset_check_keys
+    found = sorted(taints(records))
+    due: dict[str, set[dg.AssetCheckKey]] = {}
+    for asset in found:
         name, _, partition = asset.partition("[")
-        if kind(asset) not in ("selection", "finetune"):
-            continue
-        instance.report_runless_asset_event(
-            dg.AssetCheckEvaluation(
-                asset_key=dg.AssetKey(name.split("/")),
-                check_name=CHECK,
-                passed=False,
-                severity=dg.AssetCheckSeverity.WARN,
-                description=why,
-                partition=partition.removesuffix("]"),
-            )
+        key = dg.AssetCheckKey(dg.AssetKey(name.split("/")), CHECK)
+        if key in known:
+            due.setdefault(partition.removesuffix("]"), set()).add(key)
+    for partition, keys in due.items():
+        job.get_subset(asset_selection=set(), asset_check_selection=keys).execute_in_process(
+            instance=instance,
+            run_config=QUIET,
+            # As tags, since Dagster finds no partitions of a run of checks alone.
+            tags={PROCESS_TAG: process_name(), "dagster/partition": partition},
         )
-    return sorted(found)
+    return found

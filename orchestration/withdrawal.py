@@ -151,16 +151,21 @@ def _in_tables(store: Store, prefix: str, ids: Sequence[str]) -> dict[str, list[
 
 
 def finish_pending(
-    config: Config, instance: dg.DagsterInstance, records: Records, store: Store
+    config: Config,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    records: Records,
+    store: Store,
 ) -> None:
     """Completes withdrawals that were cut short. WorkError where one is under way."""
     for withdrawal in Withdrawals(config.home).pending():
-        carry_out(withdrawal, config, instance, records, store)
+        carry_out(withdrawal, config, definitions, instance, records, store)
 
 
 def carry_out(
     withdrawal: Withdrawal,
     config: Config,
+    definitions: dg.Definitions,
     instance: dg.DagsterInstance,
     records: Records,
     store: Store,
@@ -182,9 +187,8 @@ def carry_out(
         report.history = scrub(Path(dagster_home(config)), withdrawal.all_ids, traces)
         for name, column, values in _tables(store, withdrawal):
             _clean_table(withdrawal, records, store, name, column, values, report)
-        report.tainted = [
-            asset for asset in mark(instance, records) if asset in withdrawal.tainted.values()
-        ]
+        tainted = mark(instance, definitions, records)
+        report.tainted = [a for a in tainted if a in withdrawal.tainted.values()]
         ledger.close(withdrawal.name, {"tables": report.tables, "by_hand": report.by_hand})
     post(
         config,
@@ -228,9 +232,7 @@ def _traces(store: Store, withdrawal: Withdrawal, report: Report) -> Traces:
             for row in _stored_rows(store, name, ids, ["messages"]):
                 for message in row["messages"]:
                     traces.add(message["content"])
-    report.by_hand += [f"source file, never read for it again: {f}" for f in sorted(files)][
-        :_FILES_NAMED
-    ]
+    report.by_hand += [f"its source still has it, {f}" for f in sorted(files)][:_FILES_NAMED]
     return traces
 
 
