@@ -226,7 +226,9 @@ def _traces(store: Store, withdrawal: Withdrawal, report: Report) -> Traces:
         for row in _stored_rows(store, pool_table(dataset), ids, ["messages", "origins"]):
             for message in row["messages"]:
                 traces.add(message["content"])
-            files.update(f"{o['source']}: {o['file']} line {o['line']}" for o in row["origins"])
+            for origin in row["origins"]:
+                line = "" if withdrawal.source else f" line {origin['line']}"
+                files.add(f"{origin['source']}: {origin['file']}{line}")
     for target, ids in withdrawal.examples.items():
         for name in (f"examples.{target}", test_rows_table(target)):
             for row in _stored_rows(store, name, ids, ["messages"]):

@@ -24,10 +24,11 @@ from mona.sample import from_records
 from orchestration import cli, withdrawal
 from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import open_instance
-from orchestration.lineage import uses_of_sample
+from orchestration.lineage import uses_of_origin, uses_of_sample
 from orchestration.planner import Standing
-from orchestration.taints import CHECK, taints
+from orchestration.taints import CHECK, standing_on, taints
 from orchestration.verify import Finding, verify, withdrawn
+from resources.records import Record
 from resources.withdrawals import Withdrawals
 from tests.orchestration.conftest import Project, small_project, sums, verses
 
@@ -264,8 +265,11 @@ def last_check(project: Project) -> dg.AssetCheckEvaluation:
 
 
 def test_a_withdrawn_source_drops_its_pair_and_rows_without_another(
-    one: Project, mona: Any
+    one: Project, mona: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    notices: list[dict[str, Any]] = []
+    monkeypatch.setattr(withdrawal, "post", lambda _, notice: notices.append(notice))
+
     def pairs() -> dict[str, list[str]]:
         rows = one.store.read("pool.fruit", ["sample_id", "origins"]).to_pylist()
         return {r["sample_id"]: [o["source"] for o in r["origins"]] for r in rows}
@@ -279,6 +283,9 @@ def test_a_withdrawn_source_drops_its_pair_and_rows_without_another(
         mona("withdraw", "--source", "elsewhere", "--reason", "licence")
     mona("withdraw", "--source", "second", "--reason", "its licence changed")
     assert search(one.root, min(alone), texts) == {}
+    (notice,) = notices
+    assert (notice["event"], notice["samples"]) == ("withdrawn", 10)
+    assert notice["tainted"] == sorted(taints(records_of(one)))
     (one.root / "second.jsonl").unlink()  # its files may go: they are not read again
     one.run()
     after = pairs()
@@ -286,6 +293,30 @@ def test_a_withdrawn_source_drops_its_pair_and_rows_without_another(
     assert {tuple(sources) for sources in after.values()} == {("fruit",)}
     assert findings(one) == []
     assert set(one.status().values()) == {"fresh"}
+
+
+def test_the_taint_reaches_past_subsets_and_the_models_tuned_on_them(one: Project) -> None:
+    records, sample = records_of(one), in_both(one)[0]
+    subsets = [d for d in records.digests() if records.get(d).asset == SUBSET]
+    for number, digest in enumerate(subsets):
+        tuned = Record(
+            f"adding/mona{number}/finetune[fruit|tiny]", "weights", inputs={SUBSET: digest}
+        )
+        above = {tuned.asset: records.publish(tuned)}
+        records.publish(Record(f"adding/mona{number}/evaluation[fruit|tiny]", "m", inputs=above))
+    found = standing_on(records, one.store, {"fruit": [sample]}, {})
+    assert {digest for digest, asset in found.items() if asset == SUBSET} == set(subsets)
+    assert {asset for asset in found.values() if "mona0" in asset or "mona1" in asset} == {
+        f"adding/mona{number}/{kind}[fruit|tiny]"
+        for number in (0, 1)
+        for kind in ("finetune", "evaluation")
+    }
+    unused = (
+        set(one.store.sample_ids("pool.fruit").to_pylist())
+        - {use.sample_id for use in uses_of_origin(records, one.store, "licence", "CC0-1.0")}
+        - {use.sample_id for use in uses_of_origin(records, one.store, "licence", "MIT")}
+    )
+    assert standing_on(records, one.store, {"fruit": [min(unused)]}, {}) == {}
 
 
 def test_an_unknown_id_is_refused_and_nothing_changes(one: Project, mona: Any) -> None:
