@@ -10,6 +10,9 @@ import dagster as dg
 from resources.records import Record
 
 RECORD = "record"
+# Columns of metadata tables that hold pieces of samples. Each such table has their ids in
+# `sample_id`, so that a withdrawal finds them.
+TEXT_COLUMNS = ("prompt", "answer", "why")
 
 
 def picture(png: bytes, alt: str) -> dg.MetadataValue:

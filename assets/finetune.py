@@ -28,6 +28,7 @@ from assets.keys import (
 )
 from assets.retries import retried
 from assets.subset import read_subset
+from mona.errors import WorkError
 from mona.fingerprint import fingerprint
 from mona.sample import from_records
 from mona.spec import FinetuneSpec, LanguageModel, ModelSpec, RecipeSpec
@@ -116,6 +117,8 @@ def _finetune(
             )
         digest, subset_record = _only_input(inputs, records)
         rows = read_subset(store, records, subset_record, dataset)
+        if any(row["messages"] is None for row in rows):
+            raise WorkError(f"{subset_record.asset} holds withdrawn samples: select anew first")
         conversations = [from_records(row.pop("messages")) for row in rows]
         name = fingerprint(
             chosen=subset_record.data_version,

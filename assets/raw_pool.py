@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from assets.describe import picture, provenance, table
 from assets.keys import DATASET_ENTRY, RAW_POOL, Partitions, label
 from assets.retries import retried
+from mona.errors import WorkError
 from mona.pool import POOL_SCHEMA, NamedRows, PoolSource, build_pool
 from mona.sample import Message
 from mona.spec import DatasetSpec, ModelSpec, Source
@@ -22,6 +23,7 @@ from resources.models import Models
 from resources.records import Record, Records, sealed
 from resources.sources import Sources
 from resources.store import Store
+from resources.withdrawals import Withdrawals
 
 if TYPE_CHECKING:
     from mona.tokens import Renderer
@@ -62,6 +64,10 @@ def build_raw_pool(
         dataset = context.partition_key
         spec = datasets[dataset]
         entry = sources.dataset_version(dataset, spec, dict(models))
+        withdrawn = Withdrawals(sources.home).forbidden()
+        present = [source for source in spec.sources if not withdrawn.covers(source.name)]
+        if not present:
+            raise WorkError(f"datasets.{dataset}: every source is withdrawn: remove the dataset")
         revisions: dict[str, str] = {}
         staging = store.folder("scratch", f"pool.{dataset}")
         with (
@@ -70,9 +76,10 @@ def build_raw_pool(
             progress_bar(f"reading {dataset}", None, "rows") as (advance),
         ):
             result = build_pool(
-                [_source_rows(dataset, source, sources, revisions) for source in spec.sources],
+                [_source_rows(dataset, source, sources, revisions) for source in present],
                 staging,
                 max_bad_rows=spec.max_bad_rows,
+                withdrawn=withdrawn,
                 subsample=spec.subsample,
                 count_tokens=_token_counter(spec, models, shelf),
                 progress=advance,
@@ -91,7 +98,7 @@ def build_raw_pool(
         )
         digests = {
             f"{source.name}/{name}": digest
-            for source in spec.sources
+            for source in present
             for name, digest in _origin_digests(dataset, source, sources, revisions)
         }
         record = Record(
@@ -113,6 +120,8 @@ def build_raw_pool(
                 "dagster/row_count": result.samples,
                 "rows read": result.rows_read,
                 "bad rows": result.rows_bad,
+                "withdrawn rows": result.rows_withdrawn,
+                "withdrawn sources": len(spec.sources) - len(present),
                 "duplicates merged": result.duplicates_merged,
                 "characters": result.characters,
                 "sources": len(top),

@@ -22,6 +22,7 @@ from mona.spec import RecipeSpec
 from resources.engine import progress_bar
 from resources.records import Record, Records, sealed
 from resources.store import Store
+from resources.withdrawals import Withdrawals
 
 SUBSET_SCHEMA = pa.schema(
     [
@@ -57,14 +58,16 @@ def read_subset(
     store: Store, records: Records, subset: Record, dataset: str
 ) -> list[dict[str, Any]]:
     """A subset's rows, best first, with their `messages`: both at the versions that its record
-    names, whatever the pool holds by now."""
+    names, whatever the pool holds by now. `messages` is None for a sample withdrawn since."""
     ((name, seal),) = subset.tables.items()
     rows: list[dict[str, Any]] = store.read(name, version=seal.version).to_pylist()
     pool = records.get(subset.inputs[label(RAW_POOL, dataset)]).tables[pool_table(dataset)]
-    ids = [row["sample_id"] for row in rows]
-    texts = store.rows(pool_table(dataset), ["messages"], ids, version=pool.version)
-    for row, messages in zip(rows, texts.column("messages").to_pylist(), strict=True):
-        row["messages"] = messages
+    gone = Withdrawals(records.home).gone_from(dataset)
+    kept = [row["sample_id"] for row in rows if row["sample_id"] not in gone]
+    texts = store.rows(pool_table(dataset), ["messages"], kept, version=pool.version)
+    by_id = dict(zip(kept, texts.column("messages").to_pylist(), strict=True))
+    for row in rows:
+        row["messages"] = by_id.get(row["sample_id"])
     return rows
 
 

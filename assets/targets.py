@@ -19,6 +19,7 @@ from mona.prototype import (
     mean_dense_prototype,
     mean_prototype,
 )
+from mona.sample import sample_id
 from mona.spec import ModelSpec, TargetFiles, TargetSpec
 from mona.targets import (
     EXAMPLES_SCHEMA,
@@ -34,6 +35,7 @@ from resources.models import Models
 from resources.records import Record, Records, sealed
 from resources.sources import Sources
 from resources.store import Store
+from resources.withdrawals import Withdrawals
 
 DENSE_VIEWS = ("mean", "weighted_mean", "mlp_topk")
 PROTOTYPE_SCHEMA = pa.schema(
@@ -78,8 +80,10 @@ def build_target(
     ) -> dg.MaterializeResult[Any]:
         def read(files: TargetFiles, part: str) -> list[TargetRow]:
             found = sources.files(files, f"targets.{target}.{part}")
-            return read_target(spec.reader, found, task_ids=files.task_ids)
+            rows = read_target(spec.reader, found, task_ids=files.task_ids)
+            return [row for row in rows if sample_id(row.messages) not in withdrawn]
 
+        withdrawn = Withdrawals(sources.home).forbidden().ids
         entry = sources.target_version(target, spec)
         chosen = choose_examples(
             read(spec.examples, "examples"),
@@ -115,6 +119,7 @@ def build_target(
                 "first examples": table(
                     [
                         {
+                            "sample_id": sample_id(row.messages),
                             "subtask": row.subtask,
                             "prompt": row.messages[0].content[:300],
                             "answer": row.messages[-1].content[:300],
@@ -214,8 +219,6 @@ def build_target(
 
 
 def _by_id(rows: list[TargetRow]) -> list[tuple[str, TargetRow]]:
-    from mona.sample import sample_id
-
     return sorted(((sample_id(row.messages), row) for row in rows), key=lambda pair: pair[0])
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from mona.errors import RequestError
+from mona.errors import RequestError, WorkError
 from mona.spec import FinetuneSpec
 
 ExportFormat = Literal["jsonl", "sharegpt", "alpaca", "llamafactory", "parquet"]
@@ -115,6 +115,45 @@ def export(
     return [out]
 
 
+def held(file: Path, sample_ids: Collection[str]) -> int:
+    """How many rows of a written export are of these samples. WorkError for a file that is no
+    export; a file without lineage columns (dataset_info.json) holds none."""
+    return sum(row["sample_id"] in sample_ids for row in _read_back(file)[1])
+
+
+def without(file: Path, sample_ids: Collection[str]) -> int:
+    """Takes the rows of these samples out of a written export, in place; returns how many.
+    WorkError as `held`."""
+    kind, rows = _read_back(file)
+    left = [row for row in rows if row["sample_id"] not in sample_ids]
+    if len(left) < len(rows):
+        with _replacing(file) as temporary:
+            if kind == "parquet":
+                _write_parquet(left, temporary)
+            else:
+                with temporary.open("w", encoding="utf-8") as stream:
+                    if kind == "array":
+                        _write_array(left, stream)
+                    else:
+                        stream.writelines(_json(row) + "\n" for row in left)
+    return len(rows) - len(left)
+
+
+def _read_back(file: Path) -> tuple[Literal["parquet", "array", "jsonl", "info"], list[Row]]:
+    """(what the file is, its rows), told from its content: any name may be given to an export."""
+    try:
+        if file.read_bytes()[:4] == b"PAR1":
+            return "parquet", pq.read_table(file).to_pylist()
+        text = file.read_text(encoding="utf-8")
+        if text.startswith("["):
+            return "array", json.loads(text)
+        if text.startswith("{\n"):
+            return "info", []
+        return "jsonl", [json.loads(line) for line in text.split("\n") if line]
+    except (ValueError, OSError) as error:
+        raise WorkError(f"{file}: is no export ({error})") from error
+
+
 def _converted(
     rows: Iterable[Row], convert: Callable[[Row], Row], left_out: Callable[[str], None] | None
 ) -> Iterator[Row]:
@@ -168,7 +207,7 @@ def _write_array(rows: Iterable[Row], file: TextIO) -> None:
     for row in rows:
         file.write(separator + _json(row))
         separator = ",\n"
-    file.write("\n]\n")
+    file.write("\n]\n" if separator != "[\n" else "[]\n")
 
 
 def _lineage(row: Row) -> Row:

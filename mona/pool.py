@@ -77,12 +77,25 @@ class PoolSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """What may not be in a pool: samples by id, and sources by name or label."""
+
+    ids: frozenset[str] = frozenset()
+    sources: tuple[str, ...] = ()
+
+    def covers(self, label: str) -> bool:
+        """Whether a provenance label (NAME, or NAME/folder) is of a withdrawn source."""
+        return any(label == name or label.startswith(f"{name}/") for name in self.sources)
+
+
+@dataclass(frozen=True, slots=True)
 class PoolResult:
     """Where a pool was written, and its accounts.
 
-    rows_read = distinct + duplicates_merged + rows_bad + rows_left_out, where rows_left_out
-    are the answers of preference data that were not preferred; samples = distinct unless
-    subsampled. `by_source` counts a sample under each label it came from.
+    rows_read = distinct + duplicates_merged + rows_bad + rows_left_out + rows_withdrawn, where
+    rows_left_out are the answers of preference data that were not preferred; samples =
+    distinct unless subsampled. `by_source` counts a sample under each label it came from.
+    Files of a withdrawn source are not read at all.
     """
 
     parquet: Path
@@ -91,6 +104,7 @@ class PoolResult:
     rows_read: int
     rows_bad: int
     rows_left_out: int
+    rows_withdrawn: int
     duplicates_merged: int
     distinct: int
     samples: int
@@ -103,15 +117,16 @@ def build_pool(
     staging: Path,
     *,
     max_bad_rows: float,
+    withdrawn: Withdrawn = Withdrawn(),
     subsample: Subsample | None = None,
     count_tokens: CountTokens | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> PoolResult:
     """Writes `pool.parquet` (POOL_SCHEMA) and `quarantine.parquet` into `staging`.
 
-    Samples stand in the order of their first occurrence. `progress` is told of rows read
-    since its last call. `count_tokens` is needed where `subsample` has `max_tokens`; it is
-    asked only about samples that may be drawn.
+    Samples stand in the order of their first occurrence. What is `withdrawn` never reaches
+    the disk. `progress` is told of rows read since its last call. `count_tokens` is needed
+    where `subsample` has `max_tokens`; it is asked only about samples that may be drawn.
 
     Raises RequestError for sources without rows or with unreadable files, WorkError where
     more than the share `max_bad_rows` of all rows is bad or no good row is left.
@@ -119,7 +134,7 @@ def build_pool(
     staging.mkdir(parents=True, exist_ok=True)
     rows_path = staging / "rows.parquet"
     pool_path, quarantine_path = staging / "pool.parquet", staging / "quarantine.parquet"
-    with _Intake(rows_path, quarantine_path, progress) as intake:
+    with _Intake(rows_path, quarantine_path, withdrawn, progress) as intake:
         for source in sources:
             intake.read(source)
     if intake.bad > max_bad_rows * intake.read_count:
@@ -129,7 +144,11 @@ def build_pool(
             + "; ".join(intake.first_reasons)
         )
     if not intake.good:
-        raise WorkError(f"no row can be used; {intake.read_count} were read")
+        raise WorkError(
+            f"no row can be used; {intake.read_count} were read, {intake.withdrawn} are withdrawn"
+            if withdrawn.ids or withdrawn.sources
+            else f"no row can be used; {intake.read_count} were read"
+        )
 
     merged = _merge(rows_path)
     kept = merged if subsample is None else _draw(merged, rows_path, subsample, count_tokens)
@@ -149,7 +168,8 @@ def build_pool(
         digest=pool_digest(_batches(pool_path, ["sample_id", "origins"])),
         rows_read=intake.read_count,
         rows_bad=intake.bad,
-        rows_left_out=intake.read_count - intake.bad - intake.good,
+        rows_left_out=intake.read_count - intake.bad - intake.good - intake.withdrawn,
+        rows_withdrawn=intake.withdrawn,
         duplicates_merged=intake.good - len(merged),
         distinct=len(merged),
         samples=len(kept),
@@ -164,9 +184,16 @@ def build_pool(
 class _Intake:
     """Rows of sources on their way into Parquet: good ones in batches, bad ones set aside."""
 
-    def __init__(self, rows: Path, quarantine: Path, progress: Callable[[int], None]) -> None:
-        self.read_count = self.good = self.bad = 0
+    def __init__(
+        self,
+        rows: Path,
+        quarantine: Path,
+        withdrawn: Withdrawn,
+        progress: Callable[[int], None],
+    ) -> None:
+        self.read_count = self.good = self.bad = self.withdrawn = 0
         self.first_reasons: list[str] = []
+        self._withdrawn = withdrawn
         self._progress = progress
         self._reported = self._chars = 0
         self._batch: list[dict[str, Any]] = []
@@ -188,9 +215,16 @@ class _Intake:
         name = source.source.name
         if not source.inputs:
             raise RequestError(f"source '{name}': no files")
+        inputs = [
+            part
+            for part in source.inputs
+            if not self._withdrawn.covers(_label(source.source, part))
+        ]
+        if not inputs:
+            return
         before = self.read_count
         empty: list[tuple[DataFile | NamedRows, EmptyFileError]] = []
-        for part in source.inputs:
+        for part in inputs:
             try:
                 self._read_part(source.source, part)
             except EmptyFileError as error:
@@ -224,11 +258,15 @@ class _Intake:
                 return
 
     def _keep(self, messages: tuple[Message, ...], row: RawRow, label: str, licence: str) -> None:
+        identity = sample_id(messages)
+        if identity in self._withdrawn.ids:
+            self.withdrawn += 1
+            return
         self.good += 1
         n_chars = sum(len(message.content) for message in messages)
         self._batch.append(
             {
-                "sample_id": sample_id(messages),
+                "sample_id": identity,
                 "messages": to_records(messages),
                 "n_chars": n_chars,
                 "source": label,
@@ -396,10 +434,10 @@ def _batches(parquet: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(_BATCH_ROWS, columns=columns)
 
 
-def pool_digest(batches: Iterable[pa.RecordBatch]) -> str:
+def pool_digest(batches: Iterable[pa.RecordBatch], removed: Iterable[bytes] = ()) -> str:
     """The data version of a pool: SHA-256 over its sorted row digests, hex. Batches hold the
-    columns sample_id and origins."""
-    digests: list[bytes] = []
+    columns sample_id and origins; `removed` are the digests of rows that were in it."""
+    digests: list[bytes] = list(removed)
     for batch in batches:
         identities = batch.column("sample_id").to_pylist()
         digests += map(row_digest, identities, batch.column("origins").to_pylist())

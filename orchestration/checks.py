@@ -14,6 +14,8 @@ from assets.keys import (
     SAE,
     SAE_CODES,
     Partitions,
+    finetune,
+    label,
     selection,
     subsets,
 )
@@ -22,8 +24,11 @@ from assets.subset import subset_table
 from mona.codes import from_arrow, row_sums
 from mona.spec import Budget
 from orchestration.config import Config
+from orchestration.taints import CHECK as NOTHING_WITHDRAWN
+from orchestration.taints import taints
 from resources.encodings import pool_population
 from resources.models import Models
+from resources.records import Records
 from resources.store import Store
 
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
@@ -39,6 +44,9 @@ def build_checks(config: Config, partitions: Partitions) -> list[dg.AssetChecksD
     ]
     for owner, recipe in subsets(config.targets, config.recipes):
         checks.append(_selection_check(owner, recipe, config, partitions))
+        checks.append(_withdrawal_check(selection(owner, recipe), partitions))
+        if config.recipes[recipe].finetune is not None:
+            checks.append(_withdrawal_check(finetune(owner, recipe), partitions))
     return checks
 
 
@@ -246,6 +254,34 @@ def _selection_check(
         if budget.tokens is not None:
             faults += int(int(pc.sum(table.column("length")).as_py()) > budget.tokens)
         yield _result("budget_met", key, faults, "faults", chosen=table.num_rows)
+
+    return check
+
+
+def _withdrawal_check(key: dg.AssetKey, partitions: Partitions) -> dg.AssetChecksDefinition:
+    """Failed by a withdrawal, passed again once the asset is made anew. It warns: what is below
+    must still be made."""
+
+    @dg.multi_asset_check(
+        name="__".join([*key.path, NOTHING_WITHDRAWN]),
+        specs=[
+            dg.AssetCheckSpec(
+                NOTHING_WITHDRAWN,
+                asset=key,
+                description="It stands on no sample that was withdrawn since.",
+                partitions_def=partitions.dataset_model,
+            )
+        ],
+    )
+    def check(context: dg.AssetCheckExecutionContext, records: Records) -> Any:
+        why = taints(records).get(label(key, context.partition_key))
+        yield dg.AssetCheckResult(
+            passed=why is None,
+            check_name=NOTHING_WITHDRAWN,
+            asset_key=key,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=why or "",
+        )
 
     return check
 

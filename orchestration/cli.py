@@ -20,6 +20,7 @@ import click
 
 from mona.errors import MonaError, RequestError, WorkError
 from orchestration.cli_lineage import lineage
+from orchestration.cli_withdraw import withdraw
 from orchestration.config import CONFIG_VARIABLE, Config, load_config
 from orchestration.terminal import config_option, json_option, only, print_table
 
@@ -109,22 +110,32 @@ def status(
     recipes: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Each partition: fresh, stale (and why), missing, or waiting for its upstream."""
+    """Each partition: fresh, stale (and why), missing, waiting for its upstream, or tainted by
+    a withdrawal until it is made again."""
     config = load_config(config_path)
     from orchestration.definitions import build_definitions, build_resources
     from orchestration.home import open_instance
     from orchestration.planner import Choice, Standing, label, states, steps
     from orchestration.run import observe
+    from orchestration.taints import taints
 
     choice = Choice(datasets, models, targets, recipes).checked(config)
     definitions = build_definitions(config)
+    resources = build_resources(config)
     with open_instance(config) as instance:
-        observe(config, instance, build_resources(config))
+        observe(config, instance, resources)
         standing = Standing(instance, definitions.resolve_asset_graph(), config)
         rows = [
             {"asset": label(state.key, state.partition), "status": state.status, "why": state.why}
             for state in states(standing, steps(config, choice))
         ]
+    tainted = taints(resources["records"])
+    for row in rows:
+        if row["asset"] in tainted:
+            row |= {
+                "status": "tainted",
+                "why": f"{tainted[row['asset']]} ({row['status']}: {row['why']})",
+            }
     if as_json:
         click.echo(json.dumps(rows))
     else:
@@ -176,7 +187,7 @@ def show(
 ) -> None:
     """The chosen rows of TARGET/RECIPE, with score, source and text."""
     config = load_config(config_path)
-    rows = _chosen(config, selection, dataset, model)
+    _, rows = _chosen(config, selection, dataset, model)
     rows.sort(key=lambda row: (row[sort], row["rank"]))
     if as_json:
         click.echo(json.dumps(rows[:limit], ensure_ascii=False))
@@ -203,7 +214,7 @@ def summary(config_path: str | None) -> None:
     for (target, recipe), dataset, model in itertools.product(
         subsets(config.targets, config.recipes), config.datasets, config.models
     ):
-        rows = _chosen(config, f"{target}/{recipe}", dataset, model)
+        _, rows = _chosen(config, f"{target}/{recipe}", dataset, model)
         counts = Counter(row["source"] for row in rows)
         top = ", ".join(f"{source} {count}" for source, count in counts.most_common(8))
         click.echo(f"\n{target}/{recipe} from {dataset} by {model}: {len(rows)} samples")
@@ -242,7 +253,8 @@ def export(
     from mona.export import export as write
 
     config = load_config(config_path)
-    rows = _chosen(config, selection, dataset, model)
+    subset, every = _chosen(config, selection, dataset, model)
+    rows = [row for row in every if row["messages"] is not None]
     unfit: list[str] = []
     file = Path(out).expanduser()
     tuning = config.recipes[selection.partition("/")[2]].finetune
@@ -257,8 +269,11 @@ def export(
         )
     except UnfitSampleError as error:
         raise RequestError(f"{error}; --skip-unfit leaves such samples out") from error
+    _remember(config, subset, rows, written)
     for path in written:
         click.echo(path)
+    if len(rows) < len(every):
+        click.echo(f"left out {len(every) - len(rows)} withdrawn samples", err=True)
     if unfit:
         click.echo(f"left out {len(unfit)} of {len(rows)} samples; first, {unfit[0]}", err=True)
 
@@ -326,8 +341,9 @@ def ui(config_path: str | None, port: int) -> None:
 
 def _chosen(
     config: Config, selection: str, dataset: str | None, model: str | None
-) -> list[dict[str, Any]]:
-    """The rows of a selection with their messages, best first."""
+) -> tuple[str, list[dict[str, Any]]]:
+    """(the selection's label, its rows with their messages, best first); `messages` is None for
+    a sample that was withdrawn since."""
     from assets.keys import label, subsets
     from assets.keys import selection as subset_key
     from assets.subset import read_subset
@@ -340,18 +356,34 @@ def _chosen(
     model = only(model, config.models, "model")
     resources = build_resources(config)
     records = resources["records"]
-    made = records.current(label(subset_key(owner, recipe), f"{dataset}|{model}"))
+    asset = label(subset_key(owner, recipe), f"{dataset}|{model}")
+    made = records.current(asset)
     if made is None:
         raise WorkError(f"{selection} of {dataset} with {model} was never made: mona run first")
-    return read_subset(resources["store"], records, records.get(made), dataset)
+    return asset, read_subset(resources["store"], records, records.get(made), dataset)
 
 
-def _one_line(messages: Sequence[dict[str, str]], width: int = 160) -> str:
+def _remember(
+    config: Config, subset: str, rows: Sequence[dict[str, Any]], written: Sequence[Path]
+) -> None:
+    from orchestration.definitions import build_resources
+    from resources.exports import Exports
+
+    record = build_resources(config)["records"].current(subset)
+    _, _, partition = subset.partition("[")
+    ids = [row["sample_id"] for row in rows]
+    Exports(config.home).remember(record or "", partition.partition("|")[0], ids, written)
+
+
+def _one_line(messages: Sequence[dict[str, str]] | None, width: int = 160) -> str:
+    if messages is None:
+        return "(withdrawn)"
     text = " | ".join(" ".join(message["content"].split()) for message in messages)
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 cli.add_command(lineage)
+cli.add_command(withdraw)
 
 
 def main() -> None:

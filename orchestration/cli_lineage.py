@@ -91,9 +91,11 @@ def _uses_command(kind: str, metavar: str, about: str) -> None:
     def command(name: str, config_path: str | None, as_json: bool) -> None:
         from orchestration.definitions import build_resources
         from orchestration.lineage import uses_of_origin, uses_of_sample
+        from resources.withdrawals import Withdrawals, shown_reasons
 
         resources = build_resources(load_config(config_path))
         records, store = resources["records"], resources["store"]
+        ledger = Withdrawals(records.home)
         uses = (
             uses_of_sample(records, store, name)
             if kind == "sample"
@@ -109,12 +111,15 @@ def _uses_command(kind: str, metavar: str, about: str) -> None:
                 "sample_id": use.sample_id,
                 "origins": use.origins,
                 "finetunes": use.finetunes,
+                "withdrawn": shown_reasons(ledger.of_sample(use.sample_id)),
             }
             for use in sorted(uses, key=lambda use: (use.subset, not use.current, use.rank))
         ]
         if as_json:
             click.echo(json.dumps(rows, ensure_ascii=False))
             return
+        if kind == "sample" and ledger.of_sample(name):
+            click.echo(f"{name}: {shown_reasons(ledger.of_sample(name))}")
         shown = [
             {
                 **row,
@@ -166,7 +171,7 @@ def verify_command(config_path: str | None, as_json: bool) -> None:
     from orchestration.definitions import build_definitions, build_resources
     from orchestration.home import open_instance
     from orchestration.planner import Standing
-    from orchestration.verify import count_audited, verify
+    from orchestration.verify import count_audited, verify, withdrawn
     from resources.engine import progress_bar
 
     config = load_config(config_path)
@@ -181,11 +186,23 @@ def verify_command(config_path: str | None, as_json: bool) -> None:
         {"asset": f.asset, "what": f.what, "problem": f.problem, "record": f.record[:16]}
         for f in findings
     ]
+    taken = [
+        {
+            "asset": w.asset,
+            "record": w.record[:16],
+            "tables": ", ".join(w.tables),
+            "withdrawn": w.why,
+        }
+        for w in withdrawn(records)
+    ]
     if as_json:
-        click.echo(json.dumps({"records": total, "findings": rows}))
+        click.echo(json.dumps({"records": total, "findings": rows, "withdrawn": taken}))
+        taken = []
     elif rows:
         print_table(rows, ["asset", "what", "problem", "record"], "")
     else:
         click.echo(f"{total} records, every digest as recorded, Dagster's history agrees")
+    if taken:
+        print_table(taken, ["withdrawn", "asset", "tables", "record"], "")
     if findings:
         raise WorkError(f"{len(findings)} findings")

@@ -14,6 +14,16 @@ from mona.errors import WorkError
 from orchestration.config import Config
 
 PROCESS_TAG = "mona/process"
+# The configuration of a run in this process: what happens is shown by us.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+ACTIVE_RUNS = dg.RunsFilter(
+    statuses=[
+        dg.DagsterRunStatus.NOT_STARTED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
+)
 _LEAST_FREE_BYTES = 2**20  # what Dagster's history of a run takes
 _SETTINGS = """\
 telemetry:
@@ -68,17 +78,9 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> int:
 
     After a kill -9 Dagster keeps such a run as started and its slot as taken for ever.
     """
-    active = dg.RunsFilter(
-        statuses=[
-            dg.DagsterRunStatus.NOT_STARTED,
-            dg.DagsterRunStatus.STARTING,
-            dg.DagsterRunStatus.STARTED,
-            dg.DagsterRunStatus.CANCELING,
-        ]
-    )
     dead = [
         run
-        for run in instance.get_runs(filters=active)
+        for run in instance.get_runs(filters=ACTIVE_RUNS)
         if PROCESS_TAG in run.tags and not _alive(run.tags[PROCESS_TAG])
     ]
     for run in dead:

@@ -11,11 +11,10 @@ import dagster as dg
 from assets.keys import SAE
 from mona.errors import WorkError
 from orchestration.config import Config
-from orchestration.home import PROCESS_TAG, bury_dead_runs, process_name
+from orchestration.home import PROCESS_TAG, QUIET, bury_dead_runs, process_name
 from orchestration.planner import Choice, Standing, Step, label, steps
 from orchestration.sensors import changed_entries
-
-_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+from resources.withdrawals import Withdrawals
 
 
 @dataclass(slots=True)
@@ -45,13 +44,20 @@ def bring_up_to_date(
     retrain_sae: bool = False,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Done:
-    """Materialises what is missing or stale of the choice, upstream first.
+    """Materialises what is missing or stale of the choice, upstream first, after completing a
+    withdrawal that was cut short.
 
     WorkError when a blocking check upstream failed, and the failing step's own error when a
     step fails; what was made before stays, and the next call goes on from there.
     """
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     bury_dead_runs(instance)
+    if Withdrawals(config.home).pending():
+        from orchestration.definitions import build_resources
+        from orchestration.withdrawal import finish_pending
+
+        resources = build_resources(config)
+        finish_pending(config, definitions, instance, resources["records"], resources["store"])
     standing = Standing(instance, definitions.resolve_asset_graph(), config)
     job = definitions.resolve_implicit_global_asset_job_def()
     done = Done()
@@ -84,7 +90,7 @@ def _execute(
         instance=instance,
         asset_selection=due,
         partition_key=step.partition,
-        run_config=_QUIET,
+        run_config=QUIET,
         tags={PROCESS_TAG: process_name()},
         raise_on_error=True,
     )

@@ -29,6 +29,7 @@ from orchestration.lineage import kind
 from orchestration.planner import Standing
 from resources.records import Record, Records, TableSeal, seal_at
 from resources.store import Store
+from resources.withdrawals import Withdrawals, shown_reasons
 
 # What must stay readable for ever, because a model may have been trained on it.
 _AUDITED = ("selection", "finetune", "evaluation")
@@ -44,6 +45,16 @@ class Finding:
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A record whose tables were written anew without withdrawn rows: no fault, but to know."""
+
+    asset: str
+    record: str
+    tables: list[str]
+    why: str
+
+
 def verify(
     standing: Standing,
     records: Records,
@@ -52,10 +63,10 @@ def verify(
 ) -> list[Finding]:
     """Every finding, in the order of the records' digests; none when all is as recorded."""
     findings, known = _read_records(records)
-    for digest, record in _audited(records, known):
+    for digest, record in audited(records, known):
         findings += [
             Finding(record.asset, digest, what, problem)
-            for what, problem in _contents(record, records, store)
+            for what, problem in _contents(digest, record, records, store)
         ]
         progress(1)
     return findings + list(_history(standing, records, known))
@@ -63,7 +74,21 @@ def verify(
 
 def count_audited(records: Records) -> int:
     """How many records `verify` looks at."""
-    return len(_audited(records, _read_records(records)[1]))
+    return len(audited(records, _read_records(records)[1]))
+
+
+def withdrawn(records: Records) -> list[Withdrawn]:
+    """The audited records that stand as recorded but for rows that were withdrawn."""
+    ledger = {found.name: found for found in Withdrawals(records.home).all()}
+    found = []
+    for digest, record in audited(records, _read_records(records)[1]):
+        amendment = records.amendment(digest)
+        if amendment is not None:
+            by = [ledger[name] for name in amendment.withdrawals if name in ledger]
+            found.append(
+                Withdrawn(record.asset, digest, sorted(amendment.tables), shown_reasons(by))
+            )
+    return found
 
 
 def _read_records(records: Records) -> tuple[list[Finding], dict[str, Record]]:
@@ -82,7 +107,9 @@ def _read_records(records: Records) -> tuple[list[Finding], dict[str, Record]]:
     return findings, known
 
 
-def _audited(records: Records, known: Mapping[str, Record]) -> list[tuple[str, Record]]:
+def audited(records: Records, known: Mapping[str, Record]) -> list[tuple[str, Record]]:
+    """(digest, record) of what must stay readable: all that is current or that a model may have
+    been trained on, and everything above."""
     wanted = {digest for digest, record in known.items() if kind(record.asset) in _AUDITED}
     wanted |= {digest for digest in records.pointers().values() if digest in known}
     reached: set[str] = set()
@@ -93,16 +120,20 @@ def _audited(records: Records, known: Mapping[str, Record]) -> list[tuple[str, R
     return [(digest, known[digest]) for digest in sorted(reached)]
 
 
-def _contents(record: Record, records: Records, store: Store) -> Iterator[tuple[str, str]]:
+def _contents(
+    digest: str, record: Record, records: Records, store: Store
+) -> Iterator[tuple[str, str]]:
     """(what, problem) of a record's tables and files."""
     for path, expected in sorted(record.files.items()):
         problem = _file_problem(Path(records.home) / path, expected)
         if problem:
             yield path, problem
+    amendment = records.amendment(digest)
+    removed = amendment.removed if amendment else {}
     for name, seal in sorted(record.tables.items()):
         faults = list(_stored_bytes(store, name, seal))
         # Rows are decoded only from bytes that are what they were.
-        yield from faults or _rows(store, name, seal, record)
+        yield from faults or _rows(store, name, seal, record, removed)
 
 
 def _file_problem(path: Path, expected: str) -> str | None:
@@ -126,8 +157,11 @@ def _stored_bytes(store: Store, name: str, seal: TableSeal) -> Iterator[tuple[st
             yield what, f"its bytes have digest {found[:16]}, not {expected[:16]}"
 
 
-def _rows(store: Store, name: str, seal: TableSeal, record: Record) -> Iterator[tuple[str, str]]:
-    """What the decoded rows say against the seal, the samples' ids and the data version."""
+def _rows(
+    store: Store, name: str, seal: TableSeal, record: Record, removed: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """What the decoded rows say against the seal, the samples' ids and the data version, which
+    counts the rows that were withdrawn (`removed`)."""
     what = f"table {name} version {seal.version}"
     found = seal_at(store, name, seal.version)
     if (found.rows, found.content) != (seal.rows, seal.content):
@@ -139,7 +173,8 @@ def _rows(store: Store, name: str, seal: TableSeal, record: Record) -> Iterator[
                     yield what, f"sample {row['sample_id']}: its text has another id"
     version = record.data_version
     if name.startswith("pool."):
-        version = pool_digest(store.scan(name, ["sample_id", "origins"], version=seal.version))
+        rows = store.scan(name, ["sample_id", "origins"], version=seal.version)
+        version = pool_digest(rows, map(bytes.fromhex, removed.values()))
     if name.startswith("selection."):
         version = rows_digest(store.sample_ids(name, version=seal.version).to_pylist())
     if version != record.data_version:

@@ -5,6 +5,9 @@ it read. So a record stands for everything above it, down to the source files, a
 changed unseen. This is kept beside Dagster's event log, not taken from it: `mona lineage
 verify` compares the two.
 
+A withdrawal takes rows out of tables that records have sealed: an amendment beside the record
+then says what the tables are now.
+
 Belongs here: writing, reading and pinning records, and sealing tables and files. Walking them
 to answer a question is `orchestration.lineage`.
 """
@@ -60,6 +63,17 @@ class Record:
     libraries: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """What withdrawals changed after a record was written: its tables as they are now, and
+    what is left of the pool rows that are gone (sample id -> their row digest, from which
+    the recorded data version can still be computed)."""
+
+    tables: dict[str, TableSeal]
+    removed: dict[str, str]
+    withdrawals: list[str]
+
+
 class Records(dg.ConfigurableResource):
     """Records under `home`."""
 
@@ -107,13 +121,45 @@ class Records(dg.ConfigurableResource):
         return path.read_bytes()
 
     def get(self, digest: str) -> Record:
-        """The record of this digest. WorkError when it is missing or is not what it was."""
+        """The record of this digest, its tables as they are after withdrawals. WorkError when
+        it is missing or is not what it was."""
         body = self.body(digest)
         if hashlib.sha256(body).hexdigest() != digest:
             raise WorkError(f"record {digest} is not what it was: its bytes have another digest")
         raw = json.loads(body)
         tables = {name: TableSeal(**seal) for name, seal in raw.pop("tables").items()}
+        amendment = self.amendment(digest)
+        if amendment is not None:
+            tables.update(amendment.tables)
         return Record(**raw, tables=tables)
+
+    def amendment(self, digest: str) -> Amendment | None:
+        """What withdrawals changed of a record's tables, or None. WorkError when it can't be
+        read."""
+        path = self._folder / "amended" / f"{digest}.json"
+        if not path.exists():
+            return None
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            tables = {name: TableSeal(**seal) for name, seal in raw["tables"].items()}
+            return Amendment(tables, dict(raw["removed"]), list(raw["withdrawals"]))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise WorkError(f"{path}: is no amendment of a record ({error})") from error
+
+    def amend(
+        self, digest: str, tables: Mapping[str, TableSeal], removed: Mapping[str, str], by: str
+    ) -> None:
+        """Notes that a record's tables were written anew without some rows, by withdrawal
+        `by`. The record's own bytes, and so its digest, stay."""
+        before = self.amendment(digest) or Amendment({}, {}, [])
+        after = Amendment(
+            {**before.tables, **tables},
+            {**before.removed, **removed},
+            sorted({*before.withdrawals, by}),
+        )
+        folder = self._folder / "amended"
+        folder.mkdir(exist_ok=True)
+        _write(folder / f"{digest}.json", _canonical(asdict(after)))
 
     def digests(self) -> list[str]:
         """Every record ever published, sorted."""

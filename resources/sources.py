@@ -21,6 +21,7 @@ from mona.errors import PassingError, RequestError, WorkError
 from mona.files import DataFile
 from mona.fingerprint import fingerprint
 from mona.spec import DatasetSpec, Hub, ModelSpec, Source, TargetFiles, TargetSpec, Wheel
+from resources.withdrawals import Withdrawals
 
 
 class Sources(dg.ConfigurableResource):
@@ -121,20 +122,33 @@ class Sources(dg.ConfigurableResource):
         return sorted([file.name, self.digest(file)] for file in self.files(given, where))
 
     def dataset_version(self, name: str, dataset: DatasetSpec, models: dict[str, ModelSpec]) -> str:
-        """The version of a dataset's entry: its fields and the content of its files."""
+        """The version of a dataset's entry: its fields, the content of its files, and what was
+        withdrawn from it."""
+        ledger = Withdrawals(self.home)
+        gone = ledger.forbidden()
         fields = dataset.model_dump(
             mode="json", exclude={"sources": {"__all__": {"path"}}, "refresh": True}
         )
         origins = [
             self.origin_version(source, f"datasets.{name}.sources.{source.name}")
             for source in dataset.sources
+            # The files of a withdrawn source may well be gone.
+            if not gone.covers(source.name)
         ]
         tokenizer = dataset.subsample.tokenizer if dataset.subsample else None
         counted_by = models[tokenizer].language_model.model_dump(mode="json") if tokenizer else None
-        return fingerprint(fields=fields, origins=origins, tokenizer=counted_by)
+        withdrawn = ledger.of_dataset(name)
+        return fingerprint(
+            fields=fields,
+            origins=origins,
+            tokenizer=counted_by,
+            **({"withdrawn": withdrawn} if withdrawn else {}),
+        )
 
     def target_version(self, name: str, target: TargetSpec) -> str:
-        """The version of a target's entry: the fields its rows depend on and its files."""
+        """The version of a target's entry: the fields its rows depend on, its files, and what
+        was withdrawn from them."""
+        withdrawn = Withdrawals(self.home).of_target(name)
         fields = target.model_dump(
             mode="json", exclude={"examples", "test", "prototype", "evaluation"}
         )
@@ -143,6 +157,7 @@ class Sources(dg.ConfigurableResource):
             examples=self.origin_version(target.examples, f"targets.{name}.examples"),
             test=target.test and self.origin_version(target.test, f"targets.{name}.test"),
             task_ids=[files.task_ids for files in (target.examples, target.test) if files],
+            **({"withdrawn": withdrawn} if withdrawn else {}),
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mona.errors import RequestError
-from mona.export import ExportFormat, export
+from mona.export import ExportFormat, export, held, without
 from mona.spec import FinetuneSpec, LanguageModel
 
 Row = dict[str, Any]
@@ -362,3 +362,15 @@ def test_an_export_is_readable_like_any_new_file(tmp_path: Path) -> None:
     export([PLAIN], "jsonl", tmp_path / "subset")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "subset")]
     assert modes[0] == modes[1]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_samples_are_taken_out_of_a_written_export(fmt: ExportFormat, tmp_path: Path) -> None:
+    whole, expected = tmp_path / "whole" / "out", tmp_path / "expected" / "out"
+    files = export([PLAIN, LONG], fmt, whole)
+    assert [held(file, {"l1", "x"}) for file in files] == [1, 0][: len(files)]
+    assert [without(file, {"l1", "x"}) for file in files] == [1, 0][: len(files)]
+    wanted = export([PLAIN], fmt, expected)
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in wanted]
+    assert [without(file, {"p1"}) for file in files] == [1, 0][: len(files)]
+    assert [held(file, {"p1", "l1"}) for file in files] == [0, 0][: len(files)]

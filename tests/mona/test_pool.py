@@ -26,6 +26,7 @@ from mona.pool import (
     NamedRows,
     PoolResult,
     PoolSource,
+    Withdrawn,
     build_pool,
     pool_digest,
 )
@@ -75,6 +76,18 @@ def data_files(folder: Path, **contents: str) -> list[DataFile]:
 
 def lines(*rows: Any) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_what_is_withdrawn_is_counted_and_left_out() -> None:
+    zoo, abc = source("zoo", hub("hub/zoo", [5, 2])), source("abc", hub("hub/abc", [7, 5, 2]))
+    result, rows = build(zoo, abc, withdrawn=Withdrawn(frozenset([identity(2)])))
+    assert [row["sample_id"] for row in rows] == [identity(5), identity(7)]
+    assert (result.rows_read, result.rows_withdrawn, result.rows_left_out) == (5, 2, 0)
+    result, rows = build(zoo, abc, withdrawn=Withdrawn(sources=("zoo",)))
+    assert [row["sample_id"] for row in rows] == [identity(7), identity(5), identity(2)]
+    assert {origin["source"] for row in rows for origin in row["origins"]} == {"abc"}
+    with pytest.raises(WorkError, match="no row can be used; 2 were read, 2 are withdrawn"):
+        build(zoo, withdrawn=Withdrawn(frozenset([identity(2), identity(5)])))
 
 
 # --- the table ----------------------------------------------------------------------------

@@ -109,35 +109,37 @@ class Project:
         return name
 
 
+def small_project(root: Path, model: Path) -> Project:
+    """The project under a folder, over a model's folder; nothing is made yet."""
+    project = Project(root)
+    project.write_rows("fruit", sums(0, 60) + verses(0, 60))
+    project.write_rows("verse", verses(100, 40))
+    project.write_rows("examples", sums(500, 6))
+    project.write_rows("test", sums(900, 6))
+    project.settings = {
+        "store": {"root": "store"},
+        "engine": {"device": "cpu", "batch_tokens": 512, "commit_tokens": 2048},
+        "datasets": {
+            name: {"sources": [{"name": name, "path": f"{name}.jsonl", "licence": "CC0-1.0"}]}
+            for name in ("fruit", "verse")
+        },
+        "models": {"tiny": _model(model)},
+        "targets": {
+            "adding": {
+                "reader": "pool",
+                "examples": {"path": "examples.jsonl"},
+                "test": {"path": "test.jsonl"},
+            }
+        },
+        "recipes": {"mona": {"budget": {"count": 10}}},
+    }
+    project.write()
+    return project
+
+
 @pytest.fixture
 def make_project(tmp_path: Path, tiny_llama: Path) -> Callable[[], Project]:
-    def make() -> Project:
-        project = Project(tmp_path)
-        project.write_rows("fruit", sums(0, 60) + verses(0, 60))
-        project.write_rows("verse", verses(100, 40))
-        project.write_rows("examples", sums(500, 6))
-        project.write_rows("test", sums(900, 6))
-        project.settings = {
-            "store": {"root": "store"},
-            "engine": {"device": "cpu", "batch_tokens": 512, "commit_tokens": 2048},
-            "datasets": {
-                name: {"sources": [{"name": name, "path": f"{name}.jsonl", "licence": "CC0-1.0"}]}
-                for name in ("fruit", "verse")
-            },
-            "models": {"tiny": _model(tiny_llama)},
-            "targets": {
-                "adding": {
-                    "reader": "pool",
-                    "examples": {"path": "examples.jsonl"},
-                    "test": {"path": "test.jsonl"},
-                }
-            },
-            "recipes": {"mona": {"budget": {"count": 10}}},
-        }
-        project.write()
-        return project
-
-    return make
+    return lambda: small_project(tmp_path, tiny_llama)
 
 
 def _model(folder: Path) -> dict[str, Any]:

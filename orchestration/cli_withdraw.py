@@ -1,0 +1,80 @@
+"""`mona withdraw`: samples or a source leave for good, as licences and privacy law ask."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from mona.errors import RequestError
+from orchestration.config import load_config
+from orchestration.terminal import config_option, json_option
+
+
+@click.command()
+@click.option("--sample", "samples", multiple=True, metavar="ID", help="may be repeated")
+@click.option("--source", metavar="NAME", help="a source, or one of its labels NAME/folder")
+@click.option("--file", "listed", type=click.Path(), metavar="LIST", help="a sample id a line")
+@click.option("--reason", required=True, help="kept in the audit: no personal data")
+@config_option
+@json_option
+def withdraw(
+    samples: tuple[str, ...],
+    source: str | None,
+    listed: str | None,
+    reason: str,
+    config_path: str | None,
+    as_json: bool,
+) -> None:
+    """Remove samples or a source for good: pools, codes, caches, history, exports.
+
+    Ids, digests, scores and the reason stay. What was made with them is tainted until the next
+    mona run. A withdrawal that was cut short is completed by the same command or the next run.
+    """
+    config = load_config(config_path)
+    if sum((bool(samples), source is not None, listed is not None)) != 1:
+        raise RequestError("pass one of --sample, --source and --file")
+    if not reason.strip():
+        raise RequestError("--reason: is empty")
+    from orchestration.definitions import build_definitions, build_resources
+    from orchestration.home import open_instance
+    from orchestration.run import observe
+    from orchestration.withdrawal import carry_out, finish_pending, of_samples, of_source
+
+    resources = build_resources(config)
+    records, store = resources["records"], resources["store"]
+    if source is not None:
+        withdrawal = of_source(source, reason, config, records, store)
+    else:
+        ids = _read_ids(Path(listed)) if listed is not None else list(samples)
+        withdrawal = of_samples(ids, reason, config, records, store)
+    definitions = build_definitions(config)
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    with open_instance(config) as instance:
+        report = carry_out(withdrawal, config, definitions, instance, records, store)
+        finish_pending(config, definitions, instance, records, store)
+        observe(config, instance, resources)
+    if as_json:
+        click.echo(json.dumps({"withdrawal": withdrawal.name, **asdict(report)}))
+        return
+    rewritten = sum(report.tables.values())
+    click.echo(
+        f"withdrawal {withdrawal.name}: {len(withdrawal.all_ids)} samples; "
+        f"{rewritten} versions of {len(report.tables)} tables, {len(report.exports)} exports and "
+        f"{report.history} entries of Dagster's history written anew"
+    )
+    for asset in report.tainted:
+        click.echo(f"tainted: {asset}")
+    for left in report.by_hand:
+        click.echo(f"left to you: {left}")
+
+
+def _read_ids(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: can't be read ({error})") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -1,0 +1,111 @@
+"""What stands on withdrawn samples: found when they are withdrawn, shown until made again.
+
+A taint is of a record, not of an asset: a partition is tainted while its current record is one
+that a withdrawal names, so making it again is all it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mona.errors import MonaError
+from orchestration.home import PROCESS_TAG, QUIET, process_name
+from orchestration.lineage import kind
+from resources.purge import versions
+from resources.records import Record, Records
+from resources.store import Store
+from resources.withdrawals import Withdrawals, shown_reasons
+
+CHECK = "nothing_withdrawn"
+_SHOWN = ("selection", "finetune", "evaluation", "leaderboard")
+
+
+def readable(records: Records) -> dict[str, Record]:
+    """Every record that is what its name says; the others are verify's to report."""
+    found = {}
+    for digest in records.digests():
+        try:
+            found[digest] = records.get(digest)
+        except (MonaError, ValueError):
+            continue
+    return found
+
+
+def standing_on(
+    records: Records,
+    store: Store,
+    samples: Mapping[str, list[str]],
+    examples: Mapping[str, list[str]],
+) -> dict[str, str]:
+    """Digest -> asset partition of every selection, fine-tune and evaluation, past ones too,
+    that used one of these samples (by dataset) or examples (by target)."""
+    known = readable(records)
+    users = {
+        digest
+        for digest, record in known.items()
+        if any(_holds(store, record, where, ids) for where, ids in samples.items())
+        or any(
+            record.asset == f"{t}/examples" and _has(store, record, examples[t]) for t in examples
+        )
+    }
+    grown = True
+    while grown:
+        below = {d for d, record in known.items() if users & set(record.inputs.values())} - users
+        users |= below
+        grown = bool(below)
+    return {d: known[d].asset for d in sorted(users) if kind(known[d].asset) in _SHOWN}
+
+
+def _holds(store: Store, record: Record, dataset: str, ids: list[str]) -> bool:
+    own = f"[{dataset}|" in record.asset
+    return own and kind(record.asset) == "selection" and _has(store, record, ids)
+
+
+def _has(store: Store, record: Record, ids: list[str]) -> bool:
+    wanted = pa.array(ids, pa.string())
+    return any(
+        bool(pc.any(pc.is_in(store.sample_ids(name, version=seal.version), wanted)).as_py())
+        for name, seal in record.tables.items()
+        # Of what nothing stands on, a clean-up may have removed the version.
+        if store.exists(name) and seal.version in versions(store, name)
+    )
+
+
+def taints(records: Records) -> dict[str, str]:
+    """Asset partition -> why, of those whose current record stands on withdrawn samples."""
+    current = records.pointers()
+    found: dict[str, list[str]] = {}
+    for withdrawal in Withdrawals(records.home).all():
+        for digest, asset in withdrawal.tainted.items():
+            if current.get(asset) == digest:
+                found.setdefault(asset, []).append(shown_reasons([withdrawal]))
+    return {asset: "; ".join(why) for asset, why in found.items()}
+
+
+def mark(instance: dg.DagsterInstance, definitions: dg.Definitions, records: Records) -> list[str]:
+    """Runs the check of every tainted partition, so that Dagster's UI shows it; returns the
+    labels of what is tainted.
+
+    A run, since Dagster takes only one evaluation of a check from outside of runs.
+    """
+    job = definitions.resolve_implicit_global_asset_job_def()
+    known = definitions.resolve_asset_graph().asset_check_keys
+    found = sorted(taints(records))
+    due: dict[str, set[dg.AssetCheckKey]] = {}
+    for asset in found:
+        name, _, partition = asset.partition("[")
+        key = dg.AssetCheckKey(dg.AssetKey(name.split("/")), CHECK)
+        if key in known:
+            due.setdefault(partition.removesuffix("]"), set()).add(key)
+    for partition, keys in due.items():
+        job.get_subset(asset_selection=set(), asset_check_selection=keys).execute_in_process(
+            instance=instance,
+            run_config=QUIET,
+            # As tags, since Dagster finds no partitions of a run of checks alone.
+            tags={PROCESS_TAG: process_name(), "dagster/partition": partition},
+        )
+    return found
