@@ -158,7 +158,7 @@ def leaderboard(
     through the baseline's value."""
 
     def draw(axes: Any) -> None:
-        axes.set(title="Recipes", xlabel=f"{metric} (with 95 % interval)")
+        axes.set(title="Recipes", xlabel=f"{metric} (with 95 % interval)", ylabel="recipe")
         if not rows:
             _say_empty(axes)
             return
