@@ -24,7 +24,7 @@ ACTIVE_RUNS = dg.RunsFilter(
         dg.DagsterRunStatus.CANCELING,
     ]
 )
-_LEAST_FREE_BYTES = 2**20  # what Dagster's history of a run takes
+_LEAST_FREE_BYTES = 2 * 2**20  # more than what Dagster's history of a run takes
 _SETTINGS = """\
 telemetry:
   enabled: false
@@ -50,12 +50,17 @@ def dagster_home(config: Config) -> str:
 def open_instance(config: Config) -> Iterator[dg.DagsterInstance]:
     """The instance of the configuration's home. WorkError where its disk is full."""
     home = dagster_home(config)
-    free = shutil.disk_usage(home).free
-    if free < _LEAST_FREE_BYTES:
-        raise WorkError(f"{home}: the disk is full ({free:,} bytes are free)")
+    require_room(home)
     os.environ["DAGSTER_HOME"] = home
     with dg.DagsterInstance.get() as instance:
         yield instance
+
+
+def require_room(home: str) -> None:
+    """WorkError where Dagster could not write a step's history: it would fail half-told."""
+    free = shutil.disk_usage(home).free
+    if free < _LEAST_FREE_BYTES:
+        raise WorkError(f"{home}: the disk is full ({free:,} bytes are free)")
 
 
 def process_name() -> str:

@@ -11,7 +11,14 @@ import dagster as dg
 from assets.keys import SAE
 from mona.errors import WorkError
 from orchestration.config import Config
-from orchestration.home import PROCESS_TAG, QUIET, bury_dead_runs, process_name
+from orchestration.home import (
+    PROCESS_TAG,
+    QUIET,
+    bury_dead_runs,
+    dagster_home,
+    process_name,
+    require_room,
+)
 from orchestration.planner import Choice, Standing, Step, label, steps
 from orchestration.sensors import changed_entries
 from resources.withdrawals import Withdrawals
@@ -75,6 +82,7 @@ def bring_up_to_date(
             failed = standing.failed_check(key, step.partition)
             if failed is not None:
                 raise WorkError(f"{label(key, step.partition)} is blocked: {failed}")
+        require_room(dagster_home(config))
         announce(", ".join(label(key, step.partition) for key in due))
         _execute(job, instance, step, due)
         done.made += [label(key, step.partition) for key in due]
@@ -85,12 +93,19 @@ def bring_up_to_date(
 def _execute(
     job: dg.JobDefinition, instance: dg.DagsterInstance, step: Step, due: list[dg.AssetKey]
 ) -> None:
-    # In process, so that a loaded model serves every step and the bars reach the terminal.
-    job.execute_in_process(
-        instance=instance,
-        asset_selection=due,
-        partition_key=step.partition,
-        run_config=QUIET,
-        tags={PROCESS_TAG: process_name()},
-        raise_on_error=True,
-    )
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        # In process, so that a loaded model serves every step and the bars reach the terminal.
+        job.execute_in_process(
+            instance=instance,
+            asset_selection=due,
+            partition_key=step.partition,
+            run_config=QUIET,
+            tags={PROCESS_TAG: process_name()},
+            raise_on_error=True,
+        )
+    except OperationalError as error:
+        if "disk" not in str(error.orig):
+            raise
+        raise WorkError(f"the disk is full: Dagster's history ({error.orig})") from error

@@ -23,7 +23,7 @@ fill() {
 }
 mount -t tmpfs -o size=32m none "$store"
 mona run --dataset verse --upto raw_pool
-fill 1500
+fill 2500
 echo '--- full in the middle'; mona run --dataset fruit
 fill 0
 echo '--- full at the start'; mona run --dataset fruit
