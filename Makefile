@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 CONFIG ?= examples/demo.yaml
 export MONA_CONFIG := $(CONFIG)
 
-.PHONY: demo test acceptance bench ui lint clean
+.PHONY: demo test acceptance experiment bench ui lint clean
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,10 +30,13 @@ demo: $(VENV)/run.stamp
 	@echo 'Next: make ui, then http://127.0.0.1:3000; or mona select show gsm8k/mona --config $(CONFIG)'
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m 'not acceptance'
+	$(BIN)/python -m pytest -m 'not acceptance and not experiment'
 
 acceptance: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m acceptance
+
+experiment: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m experiment -s
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.encoding

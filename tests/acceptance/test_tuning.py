@@ -22,7 +22,7 @@ from orchestration.run import bring_up_to_date, observe
 from orchestration.verify import verify
 from tests.acceptance.test_relevance import DATA, settings
 
-pytestmark = pytest.mark.acceptance
+pytestmark = pytest.mark.experiment
 
 # 5 % of about 3,500 rows of 123 tokens in the mean.
 TOKENS = 21_500
