@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from mona.draw import lot
 
 
 def draw_scores(sample_ids: Sequence[str], seed: int) -> np.ndarray:
@@ -14,9 +15,6 @@ def draw_scores(sample_ids: Sequence[str], seed: int) -> np.ndarray:
     A sample's score depends on neither the order nor the other samples, so a refreshed pool
     changes a random subset only by the rows that came and went.
     """
-    drawn = [
-        int.from_bytes(hashlib.sha256(f"{seed}:{sample_id}".encode("ascii")).digest()[:3], "big")
-        for sample_id in sample_ids
-    ]
+    drawn = [int.from_bytes(lot(seed, sample_id)[:3], "big") for sample_id in sample_ids]
     # 24 bits are what a float32 holds exactly; ties rank by id.
     return (np.asarray(drawn, np.float64) / 2**24).astype(np.float32)

@@ -7,7 +7,6 @@ goes on where it stood and ends the same. What is asked and how it is scored is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mona.draw import by_turns
 from mona.errors import RequestError
 from mona.evaluation.draw import draw_rows
 from mona.evaluation.harness import (
@@ -75,7 +75,12 @@ def evaluate(
             order = {sample_id(row.messages): place for place, row in enumerate(drawn)}
         else:
             tasks = named_tasks(spec.task, spec)
-            places = _drawn(tasks, spec.rows, spec.seed)
+            every = (
+                (name, f"{name}:{number}", (name, number))
+                for name, task in tasks.items()
+                for number in range(len(task.eval_docs))
+            )
+            places = by_turns(every, spec.seed)[: spec.rows]
             ids = {(name, number): f"{name}:{number}" for name, number in places}
             order = {ids[place]: i for i, place in enumerate(places)}
         rows = _rows(model, tokenizer, tasks, ids, spec, scratch, batch_tokens, progress)
@@ -121,22 +126,6 @@ def _rows(
         if progress is not None:
             progress(len(made))
     return rows
-
-
-def _drawn(tasks: Mapping[str, Any], count: int | None, seed: int) -> list[Place]:
-    """Places of a named task: the leaf tasks take turns, each with its next document by lot."""
-
-    def lot(place: Place) -> bytes:
-        return hashlib.sha256(f"{seed}:{place[0]}:{place[1]}".encode()).digest()
-
-    turns = [
-        (turn, lot(place), place)
-        for name, task in tasks.items()
-        for turn, place in enumerate(
-            sorted(((name, number) for number in range(len(task.eval_docs))), key=lot)
-        )
-    ]
-    return [place for _, _, place in sorted(turns)[:count]]
 
 
 def _prompt_of(tasks: Mapping[str, Any], place: Place) -> Any:

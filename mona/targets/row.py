@@ -5,13 +5,13 @@ Nothing here knows a benchmark's file format.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from mona.draw import lot
 from mona.errors import RequestError
 from mona.sample import Message, from_records, sample_id, to_records
 
@@ -101,7 +101,8 @@ def choose_examples(
     id: it depends neither on the order of the files nor on the other rows.
     Raises RequestError where fewer rows exist than are asked for.
     """
-    drawn = sorted(range(len(rows)), key=lambda index: (_lot(rows[index], seed), index))
+    lots = [lot(seed, sample_id(row.messages)) for row in rows]
+    drawn = sorted(range(len(rows)), key=lambda index: (lots[index], index))
     if per_subtask is not None:
         by_subtask: dict[str, list[int]] = defaultdict(list)
         for index in drawn:
@@ -119,10 +120,6 @@ def choose_examples(
             raise RequestError(f"{count} examples were asked for, there are {len(drawn)}")
         drawn = drawn[:count]
     return [rows[index] for index in sorted(drawn)]
-
-
-def _lot(row: TargetRow, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{sample_id(row.messages)}".encode("ascii")).digest()
 
 
 def held_out(rows: Iterable[TargetRow], examples: Iterable[TargetRow]) -> list[TargetRow]:
