@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mona.errors import RequestError, WorkError
+from mona.files import file_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,9 +79,7 @@ def files_digest(paths: Iterable[Path]) -> str:
     """SHA-256, in hex, over the (name, SHA-256) of the files, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as stream:
-            file_digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file_digest}  {path.name}\n".encode())
+        digest.update(f"{file_digest(path)}  {path.name}\n".encode())
     return digest.hexdigest()
 
 

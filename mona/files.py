@@ -1,11 +1,12 @@
-"""A file of data, wherever it lies: on disk or inside a wheel. Opening only; what the
-bytes mean is `mona.containers`.
+"""Files as bytes: of data wherever they lie, on disk or inside a wheel; their digests; writing
+one whole or not at all. What the bytes mean is `mona.containers`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,7 +46,32 @@ class DataFile:
     def digest(self) -> str:
         """SHA-256 of the raw bytes, hex."""
         with self.open() as stream:
-            return hashlib.file_digest(cast(io.BufferedIOBase, stream), "sha256").hexdigest()
+            return stream_digest(stream)
+
+
+def stream_digest(stream: BinaryIO) -> str:
+    """SHA-256 of what is left of a stream, hex."""
+    return hashlib.file_digest(cast(io.BufferedIOBase, stream), "sha256").hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as stream:
+        return stream_digest(stream)
+
+
+def write_whole(path: Path, body: str | bytes) -> None:
+    """Writes a file in an existing folder, text as UTF-8: whoever reads it, whenever this
+    process or the machine stops, finds the old content or the new."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(body.encode("utf-8") if isinstance(body, str) else body)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ from typing import Any
 
 from assets.describe import TEXT_COLUMNS
 from mona.errors import WorkError
+from mona.files import write_whole
 from mona.traces import Traces
 
 BLANK = "[withdrawn]"
@@ -123,7 +124,5 @@ def _scrub_log(path: Path, traces: Traces) -> int:
     # Whole, since a text runs over lines; a log is no part of the audit.
     if not traces.shown_in(path.read_text(encoding="utf-8", errors="replace")):
         return 0
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(f"{BLANK}\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, f"{BLANK}\n")
     return 1

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import dagster as dg
 from dagster._core.definitions.data_version import (
@@ -22,12 +23,13 @@ from dagster._core.definitions.data_version import (
 from assets.describe import RECORD
 from assets.keys import label
 from mona.errors import MonaError
+from mona.files import DataFile, stream_digest
 from mona.fingerprint import rows_digest
 from mona.pool import pool_digest
 from mona.sample import from_records, sample_id
 from orchestration.lineage import kind
 from orchestration.planner import Standing
-from resources.records import Record, Records, TableSeal, seal_at
+from resources.records import Record, Records, TableSeal, content_at
 from resources.store import Store
 from resources.withdrawals import Withdrawals, shown_reasons
 
@@ -124,37 +126,35 @@ def _contents(
     digest: str, record: Record, records: Records, store: Store
 ) -> Iterator[tuple[str, str]]:
     """(what, problem) of a record's tables and files."""
+    home = Path(records.home)
     for path, expected in sorted(record.files.items()):
-        problem = _file_problem(Path(records.home) / path, expected)
-        if problem:
-            yield path, problem
+        yield from _stored(path, expected, DataFile(home / path).open)
     amendment = records.amendment(digest)
     removed = amendment.removed if amendment else {}
     for name, seal in sorted(record.tables.items()):
-        faults = list(_stored_bytes(store, name, seal))
+        faults = [
+            fault
+            for path, expected in sorted(seal.files.items())
+            for fault in _stored(
+                f"table {name} version {seal.version}: {path}",
+                expected,
+                partial(store.open_file, name, path),
+            )
+        ]
         # Rows are decoded only from bytes that are what they were.
         yield from faults or _rows(store, name, seal, record, removed)
 
 
-def _file_problem(path: Path, expected: str) -> str | None:
-    if not path.is_file():
-        return "the file is missing"
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    return None if found == expected else f"its bytes have digest {found[:16]}, not {expected[:16]}"
-
-
-def _stored_bytes(store: Store, name: str, seal: TableSeal) -> Iterator[tuple[str, str]]:
-    for path, expected in sorted(seal.files.items()):
-        what = f"table {name} version {seal.version}: {path}"
-        try:
-            with store.open_file(name, path) as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except FileNotFoundError:
-            yield what, "the file is missing"
-            continue
-        if found != expected:
-            yield what, f"its bytes have digest {found[:16]}, not {expected[:16]}"
+def _stored(what: str, expected: str, opened: Callable[[], BinaryIO]) -> Iterator[tuple[str, str]]:
+    """(what, problem) of one file against its recorded digest."""
+    try:
+        with opened() as stream:
+            found = stream_digest(stream)
+    except (FileNotFoundError, IsADirectoryError):
+        yield what, "the file is missing"
+        return
+    if found != expected:
+        yield what, f"its bytes have digest {found[:16]}, not {expected[:16]}"
 
 
 def _rows(
@@ -163,9 +163,9 @@ def _rows(
     """What the decoded rows say against the seal, the samples' ids and the data version, which
     counts the rows that were withdrawn (`removed`)."""
     what = f"table {name} version {seal.version}"
-    found = seal_at(store, name, seal.version)
-    if (found.rows, found.content) != (seal.rows, seal.content):
-        yield what, f"{found.rows} rows of content {found.content[:16]}, not {seal.content[:16]}"
+    rows, content = content_at(store, name, seal.version)
+    if (rows, content) != (seal.rows, seal.content):
+        yield what, f"{rows} rows of content {content[:16]}, not {seal.content[:16]}"
     if name.startswith("pool."):
         for batch in store.scan(name, ["sample_id", "messages"], version=seal.version):
             for row in batch.to_pylist():
@@ -173,8 +173,8 @@ def _rows(
                     yield what, f"sample {row['sample_id']}: its text has another id"
     version = record.data_version
     if name.startswith("pool."):
-        rows = store.scan(name, ["sample_id", "origins"], version=seal.version)
-        version = pool_digest(rows, map(bytes.fromhex, removed.values()))
+        batches = store.scan(name, ["sample_id", "origins"], version=seal.version)
+        version = pool_digest(batches, map(bytes.fromhex, removed.values()))
     if name.startswith("selection."):
         version = rows_digest(store.sample_ids(name, version=seal.version).to_pylist())
     if version != record.data_version:

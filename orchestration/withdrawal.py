@@ -21,6 +21,7 @@ from assets.raw_pool import pool_table, quarantine_table
 from assets.targets import test_rows_table
 from mona.errors import RequestError, WorkError
 from mona.export import held, without
+from mona.files import file_digest
 from mona.pool import Withdrawn, row_digest
 from mona.traces import Traces
 from orchestration.config import Config
@@ -30,7 +31,7 @@ from orchestration.notices import post
 from orchestration.scrub import scrub
 from orchestration.taints import mark, readable, standing_on
 from orchestration.verify import audited
-from resources.exports import Exports, file_digest
+from resources.exports import Exports
 from resources.purge import remove_rest, rewrite, rows_ever, versions
 from resources.records import Records, seal_at
 from resources.store import Store

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mona.errors import WorkError
+from mona.files import file_digest, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,9 @@ class Exports:
         written = {str(path.resolve()): file_digest(path) for path in files}
         name = hashlib.sha256(min(written).encode()).hexdigest()[:32]
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._folder / f".{name}.partial"
         export = Export(record, dataset, list(sample_ids), written)
         body = json.dumps(asdict(export), ensure_ascii=False, indent=1)
-        partial.write_text(body, encoding="utf-8")
-        partial.replace(self._folder / f"{name}.json")
+        write_whole(self._folder / f"{name}.json", body)
 
     def all(self) -> list[Export]:
         """Every export noted. WorkError for a file that can't be read."""
@@ -54,9 +53,3 @@ class Exports:
             except (ValueError, TypeError) as error:
                 raise WorkError(f"{path}: is no note of an export ({error})") from error
         return found
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -16,7 +16,7 @@ import dagster as dg
 
 from mona.device import resolve_device, resolve_dtype
 from mona.errors import PassingError, RequestError
-from mona.files import DataFile
+from mona.files import DataFile, write_whole
 from mona.fingerprint import fingerprint
 from mona.spec import LanguageModel, ModelSpec, PretrainedSae, Template, TokenPolicy
 from resources.sources import Sources, local_files
@@ -218,15 +218,9 @@ class Models(dg.ConfigurableResource):
         target = self.sae_path(name, digest)
         if not target.exists():
             sae.save(target)
-        _write_text(target / "record.json", json.dumps({"digest": digest, **record}, indent=1))
-        _write_text(target.parent / "current", digest)
+        write_whole(target / "record.json", json.dumps({"digest": digest, **record}, indent=1))
+        write_whole(target.parent / "current", digest)
         return digest
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 @functools.lru_cache(maxsize=1)

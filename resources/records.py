@@ -27,6 +27,7 @@ import dagster as dg
 
 from mona.content import ContentDigest
 from mona.errors import WorkError
+from mona.files import file_digest, stream_digest, write_whole
 from resources.store import Store
 
 LIBRARIES = ("torch", "transformers", "sae-lens", "trl", "peft", "lm-eval", "lancedb", "pylance")
@@ -107,10 +108,10 @@ class Records(dg.ConfigurableResource):
         """Writes a record, makes it its asset partition's current one, returns its digest."""
         body = _canonical({**asdict(record), "libraries": _libraries()})
         digest = hashlib.sha256(body).hexdigest()
-        _write(self._folder / f"{digest}.json", body)
+        write_whole(self._folder / f"{digest}.json", body)
         pointer = self._folder / "current" / _file_name(record.asset)
         pointer.parent.mkdir(exist_ok=True)
-        _write(pointer, digest.encode("ascii"))
+        write_whole(pointer, digest.encode("ascii"))
         return digest
 
     def body(self, digest: str) -> bytes:
@@ -159,7 +160,7 @@ class Records(dg.ConfigurableResource):
         )
         folder = self._folder / "amended"
         folder.mkdir(exist_ok=True)
-        _write(folder / f"{digest}.json", _canonical(asdict(after)))
+        write_whole(folder / f"{digest}.json", _canonical(asdict(after)))
 
     def digests(self) -> list[str]:
         """Every record ever published, sorted."""
@@ -200,35 +201,34 @@ def sealed(store: Store, name: str) -> TableSeal:
 
 def seal_at(store: Store, name: str, table_version: int) -> TableSeal:
     """The seal of a table's version, from its stored bytes and its decoded rows."""
+    rows, content = content_at(store, name, table_version)
+    return TableSeal(table_version, rows, content, dict(file_digests(store, name, table_version)))
+
+
+def content_at(store: Store, name: str, table_version: int) -> tuple[int, str]:
+    """(rows, digest of their values) of a table's version, decoded."""
     schema = store.open(name).schema
     columns = [column for column in schema.names if column not in _UNDECODED]
     digest = ContentDigest()
     for batch in store.scan(name, columns, version=table_version):
         digest.add(batch)
-    return TableSeal(
-        version=table_version,
-        rows=digest.rows,
-        content=digest.hexdigest(),
-        files=dict(file_digests(store, name, table_version)),
-    )
+    return digest.rows, digest.hexdigest()
 
 
 def file_digests(store: Store, name: str, table_version: int) -> Iterator[tuple[str, str]]:
     """(path under the table's folder, SHA-256) of every file that a version refers to."""
     for path in store.files(name, table_version):
         with store.open_file(name, path) as stream:
-            yield path, hashlib.file_digest(stream, "sha256").hexdigest()
+            yield path, stream_digest(stream)
 
 
 def folder_files(home: str, folder: Path) -> dict[str, str]:
     """Path under home -> SHA-256 of every file in a folder."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as stream:
-                key = path.relative_to(home).as_posix()
-                found[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+    return {
+        path.relative_to(home).as_posix(): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _canonical(value: Mapping[str, Any]) -> bytes:
@@ -254,9 +254,3 @@ def _file_name(asset: str) -> str:
 def _asset_name(file_name: str) -> str:
     name, at, partition = file_name.partition("@")
     return name.replace(".", "/") + (f"[{partition.replace('+', '|')}]" if at else "")
-
-
-def _write(path: Path, body: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(body)
-    partial.replace(path)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from zipfile import ZipFile
 import dagster as dg
 
 from mona.errors import PassingError, RequestError, WorkError
-from mona.files import DataFile
+from mona.files import DataFile, write_whole
 from mona.fingerprint import fingerprint
 from mona.spec import DatasetSpec, Hub, ModelSpec, Source, TargetFiles, TargetSpec, Wheel
 from resources.withdrawals import Withdrawals
@@ -108,9 +107,7 @@ class Sources(dg.ConfigurableResource):
             return remembered.read_text(encoding="ascii")
         digest = file.digest()
         remembered.parent.mkdir(parents=True, exist_ok=True)
-        partial = remembered.with_suffix(f".{os.getpid()}")
-        partial.write_text(digest, encoding="ascii")
-        partial.replace(remembered)
+        write_whole(remembered, digest)
         return digest
 
     def origin_version(self, given: Source | TargetFiles, where: str) -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mona.errors import WorkError
+from mona.files import write_whole
 from mona.fingerprint import fingerprint
 from mona.pool import Withdrawn
 
@@ -128,7 +129,5 @@ def shown_reasons(withdrawals: Iterable[Withdrawal]) -> str:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, text + "\n")

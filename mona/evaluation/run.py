@@ -8,7 +8,6 @@ goes on where it stood and ends the same. What is asked and how it is scored is
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from mona.evaluation.harness import (
 from mona.evaluation.results import Evaluation, RowResult, summarise
 from mona.evaluation.sandbox import require_permission
 from mona.evaluation.tasks import make_tasks, runs_programs
+from mona.files import write_whole
 from mona.fingerprint import fingerprint
 from mona.sample import sample_id
 from mona.spec import EvaluationSpec, TargetReader
@@ -121,7 +121,7 @@ def _rows(
             harness_model = harness_model or wrapped(model, tokenizer, batch_tokens)
             asked = {place: ids[place] for place in chunk}
             made = answer(harness_model, tasks, asked, chat=spec.chat)
-            _write(file, [json.dumps(asdict(row)) for row in made])
+            write_whole(file, "".join(f"{json.dumps(asdict(row))}\n" for row in made))
         rows += made
         if progress is not None:
             progress(len(made))
@@ -152,13 +152,3 @@ def _identity(
         chunk_rows=CHUNK_ROWS,
         harness=version("lm_eval"),
     )
-
-
-def _write(file: Path, lines: Sequence[str]) -> None:
-    """Whole or not at all."""
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write("".join(f"{line}\n" for line in lines))
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
