@@ -8,6 +8,7 @@ import dagster as dg
 import numpy as np
 
 from assets.describe import picture, provenance
+from assets.entries import entries_read
 from assets.keys import (
     ACTIVATIONS,
     RAW_POOL,
@@ -76,11 +77,7 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
         dataset, name = dataset_and_model(context)
         model = models[name]
         pool = records.read_at([label(RAW_POOL, dataset)])
-        entries = {
-            label(model_entry(part), name): version
-            for part, version in shelf.entry_versions(name, model).items()
-            if part in ("encoder", "codes")
-        }
+        entries = entries_read(shelf, name, model, "encoder", "codes")
         encodings = Encodings.of_model(pool_population(dataset), name, model, shelf, store, engine)
         encoder_fingerprint = encodings.encoder_fingerprint
         sae = codes_table = None

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from assets.keys import DATASET_ENTRY, MODEL_ENTRY_PARTS, Partitions, model_entry, target_entry
+from assets.keys import (
+    DATASET_ENTRY,
+    MODEL_ENTRY_PARTS,
+    Partitions,
+    label,
+    model_entry,
+    target_entry,
+)
 from mona.spec import DatasetSpec, ModelSpec, TargetSpec
 from resources.models import Models
 from resources.sources import Sources
@@ -35,6 +42,13 @@ def entry_versions(
     for name, target in targets.items():
         versions[target_entry(name), None] = sources.target_version(name, target)
     return versions
+
+
+def entries_read(shelf: Models, name: str, model: ModelSpec, *parts: str) -> dict[str, str]:
+    """The versions of the parts of a model's entry that an asset reads, as its record holds
+    them."""
+    versions = shelf.entry_versions(name, model)
+    return {label(model_entry(part), name): versions[part] for part in parts}
 
 
 def build_entries(

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from assets.describe import picture, provenance, table
 from assets.encoding import GPU_POOL
+from assets.entries import entries_read
 from assets.finetune import base_model
 from assets.keys import (
     Partitions,
@@ -122,23 +123,20 @@ def _evaluation(
         dataset, model_name = dataset_and_model(context)
         model = models[model_name]
         read = [label(examples(target))]
-        entries = {}
         if trained:
             read.append(label(tuned_key, context.partition_key))
-        else:
-            entry = label(model_entry("weights"), model_name)
-            entries = {entry: shelf.entry_versions(model_name, model)["weights"]}
         inputs = records.read_at(read)
         examples_record = records.get(inputs[read[0]])
         given = base_model(recipe, model)
         with retried(context):
             base = shelf.folder(model_name, given)
-            weights = shelf.weights_digest(model_name, given)
-        folder = base
         if trained:
             tuned = records.get(inputs[read[1]])
-            folder = store.folder(str(tuned.about["folder"]))
-            weights = tuned.data_version
+            folder, weights = store.folder(str(tuned.about["folder"])), tuned.data_version
+            entries = {}
+        else:
+            folder, weights = base, shelf.weights_digest(model_name, given)
+            entries = entries_read(shelf, model_name, model, "weights")
         dtype = resolve_dtype("auto", engine.resolved_device)
         version = fingerprint(
             weights=weights,

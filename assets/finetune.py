@@ -7,7 +7,6 @@ being that of its inputs; it appears there by one rename, card and provenance in
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,9 @@ import dagster as dg
 
 from assets.describe import picture, provenance, table
 from assets.encoding import GPU_POOL
+from assets.entries import entries_read
 from assets.keys import (
+    RAW_POOL,
     Partitions,
     by_model,
     dataset_and_model,
@@ -27,18 +28,18 @@ from assets.keys import (
     subsets,
 )
 from assets.retries import retried
-from assets.subset import read_subset
+from assets.subset import origin_counts, read_subset
 from mona.errors import WorkError
 from mona.fingerprint import fingerprint
 from mona.sample import from_records
-from mona.spec import FinetuneSpec, LanguageModel, ModelSpec, RecipeSpec
+from mona.spec import LanguageModel, ModelSpec, RecipeSpec
 from resources.engine import Engine, progress_bar
 from resources.models import Models
 from resources.records import Record, Records, folder_files
 from resources.store import Store
 
 if TYPE_CHECKING:
-    from mona.finetune import TrainingReport
+    pass
 
 PROVENANCE_FILE = "provenance.json"
 # How a run is watched and resumed has no part in what it makes.
@@ -107,15 +108,15 @@ def _finetune(
         dataset, model_name = dataset_and_model(context)
         model = models[model_name]
         inputs = records.read_at([label(subset, context.partition_key)])
-        entry = label(model_entry("weights"), model_name)
-        entries = {entry: shelf.entry_versions(model_name, model)["weights"]}
+        entries = entries_read(shelf, model_name, model, "weights")
         given = base_model(recipe, model)
         with retried(context):
             base, base_digest = (
                 shelf.folder(model_name, given),
                 shelf.weights_digest(model_name, given),
             )
-        digest, subset_record = _only_input(inputs, records)
+        (digest,) = inputs.values()
+        subset_record = records.get(digest)
         rows = read_subset(store, records, subset_record, dataset)
         if any(row["messages"] is None for row in rows):
             raise WorkError(f"{subset_record.asset} holds withdrawn samples: select anew first")
@@ -166,18 +167,17 @@ def _finetune(
                     "finetune": settings,
                     "device": engine.resolved_device,
                 }
-                _add_card(
+                pool = records.get(subset_record.inputs[label(RAW_POOL, dataset)])
+                _describe(
                     staging,
                     facts,
-                    recipe,
-                    spec,
-                    report,
-                    given,
-                    base,
-                    subset_record,
-                    records,
-                    owner,
-                    recipe_name,
+                    name=f"{owner}/{recipe_name}",
+                    base_model=given.repo or base.name,
+                    target=owner,
+                    recipe=recipe,
+                    pool_samples=int(pool.about["rows"]),
+                    finetune=spec,
+                    report=report,
                 )
                 staging.rename(folder)
         tuned = tuned_digest(folder)
@@ -207,7 +207,7 @@ def _finetune(
                 "final loss": report.final_loss,
                 "seconds": round(report.seconds, 1),
                 "loss": picture(loss_curve(report.log), "training loss by step"),
-                "sources": table(_origin_counts(rows)),
+                "sources": table(origin_counts(row["origins"] for row in rows)),
                 "folder": dg.MetadataValue.path(str(folder)),
                 **provenance(records.publish(record), record),
             },
@@ -216,56 +216,17 @@ def _finetune(
     return tune
 
 
-def _only_input(inputs: Mapping[str, str], records: Records) -> tuple[str, Record]:
-    (digest,) = inputs.values()
-    return digest, records.get(digest)
-
-
-def _origin_counts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """(source, licence, samples) of a subset, most first; a merged duplicate in each."""
-    pairs = Counter(
-        pair
-        for row in rows
-        for pair in {(origin["source"], origin["licence"]) for origin in row["origins"]}
-    )
-    return [
-        {"source": source, "licence": licence, "samples": count}
-        for (source, licence), count in sorted(pairs.items(), key=lambda x: (-x[1], x[0]))
-    ]
-
-
-def _add_card(
-    folder: Path,
-    facts: Mapping[str, Any],
-    recipe: RecipeSpec,
-    spec: FinetuneSpec,
-    report: "TrainingReport",
-    given: LanguageModel,
-    base: Path,
-    subset: Record,
-    records: Records,
-    owner: str,
-    recipe_name: str,
-) -> None:
-    """Writes provenance.json and README.md into a folder that is not yet published."""
+def _describe(folder: Path, facts: Mapping[str, Any], **about: Any) -> None:
+    """Writes provenance.json and README.md into a folder that is not yet published; `about`
+    goes on to the card."""
     from mona.model_card import CardSource, model_card
 
     body = json.dumps(facts, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
     (folder / PROVENANCE_FILE).write_text(body, encoding="utf-8")
-    rows = facts["subset"]["rows"]
-    pools = [records.get(d) for a, d in subset.inputs.items() if a.startswith("raw_pool[")]
+    counts = origin_counts(row["origins"] for row in facts["subset"]["rows"])
     card = model_card(
-        name=f"{owner}/{recipe_name}",
-        base_model=given.repo or base.name,
-        target=owner,
-        recipe=recipe,
-        pool_samples=sum(int(pool.about["rows"]) for pool in pools),
-        sources=[
-            CardSource(row["source"], row["licence"], row["samples"])
-            for row in _origin_counts(rows)
-        ],
-        finetune=spec,
-        report=report,
+        sources=[CardSource(row["source"], row["licence"], row["samples"]) for row in counts],
         provenance=hashlib.sha256(body.encode()).hexdigest(),
+        **about,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

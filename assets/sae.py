@@ -12,6 +12,7 @@ import dagster as dg
 
 from assets.describe import picture, provenance
 from assets.encoding import GPU_POOL
+from assets.entries import entries_read
 from assets.keys import RAW_POOL, SAE, Partitions, label, model_entry
 from assets.raw_pool import pool_table
 from mona.errors import RequestError
@@ -59,11 +60,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
             for dataset in model.sae.sample_datasets
         ]
         inputs = records.read_at(label(RAW_POOL, d) for d in model.sae.sample_datasets)
-        entries = {
-            label(model_entry(part), name): version
-            for part, version in shelf.entry_versions(name, model).items()
-            if part in ("encoder", "sae")
-        }
+        entries = entries_read(shelf, name, model, "encoder", "sae")
         read = {pool.population.name: rows_digest(pool.sample_ids.to_pylist()) for pool in pools}
         seed = model.sae.train.seed if model.sae.train else 0
         sample = TokenSample(pools, seed, model.sae.quality_tokens)

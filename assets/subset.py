@@ -3,6 +3,7 @@
 Which rows are chosen, and by what score, is `assets.selection` and `assets.controls`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -69,6 +70,20 @@ def read_subset(
     for row in rows:
         row["messages"] = by_id.get(row["sample_id"])
     return rows
+
+
+def origin_counts(origins: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """(source, licence, samples) from the origins of a subset's rows, most first; a merged
+    duplicate counts once in each of its pairs."""
+    pairs = Counter(
+        pair
+        for row in origins
+        for pair in {(origin["source"], origin["licence"]) for origin in row}
+    )
+    return [
+        {"source": source, "licence": licence, "samples": count}
+        for (source, licence), count in sorted(pairs.items(), key=lambda x: (-x[1], x[0]))
+    ]
 
 
 def contaminated(store: Store, dataset: str, targets: Iterable[str]) -> dict[str, dict[str, str]]:

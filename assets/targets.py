@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from assets.describe import provenance, table
 from assets.encoding import GPU_POOL
+from assets.entries import entries_read
 from assets.keys import SAE, Partitions, examples, label, model_entry, prototype, target_entry
 from mona.codes import from_arrow
 from mona.fingerprint import fingerprint
@@ -155,11 +156,7 @@ def build_target(
         name = context.partition_key
         model = models[name]
         inputs = records.read_at([label(examples(target)), label(SAE, name)])
-        entries = {
-            label(model_entry(part), name): version
-            for part, version in shelf.entry_versions(name, model).items()
-            if part in ("encoder", "codes")
-        }
+        entries = entries_read(shelf, name, model, "encoder", "codes")
         sae, digest = shelf.current_sae(name)
         encodings = Encodings.of_model(
             examples_population(target), name, model, shelf, store, engine

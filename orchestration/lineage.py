@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
+from assets.subset import origin_counts
 from mona.errors import RequestError
 from resources.records import Record, Records
 from resources.store import Store
@@ -114,18 +112,5 @@ def _uses(records: Records, store: Store, where: str | None = None) -> Iterator[
 
 def subset_origins(store: Store, record: Record) -> list[dict[str, Any]]:
     """(source, licence, samples) of a subset, most first, from its pinned table."""
-    (name,) = record.tables
-    rows = store.read(name, ["origins"], version=record.tables[name].version)
-    flat = pc.list_flatten(rows.column("origins")).combine_chunks()
-    counts = (
-        pa.table(
-            {"source": pc.struct_field(flat, "source"), "licence": pc.struct_field(flat, "licence")}
-        )
-        .group_by(["source", "licence"])
-        .aggregate([([], "count_all")])
-        .to_pylist()
-    )
-    shown = [
-        {"source": c["source"], "licence": c["licence"], "samples": c["count_all"]} for c in counts
-    ]
-    return sorted(shown, key=lambda row: (-row["samples"], row["source"], row["licence"]))
+    ((name, seal),) = record.tables.items()
+    return origin_counts(store.read(name, ["origins"], version=seal.version)[0].to_pylist())
