@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import random
-import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from assets.keys import label, selection
-from mona.errors import RequestError
 from orchestration.config import Config
 from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import open_instance
@@ -227,33 +224,3 @@ def test_the_command_line_answers_an_auditor(one: Project, capsys: Any) -> None:
     ]
     assert "no subset ever held" in mona("lineage", "source", "elsewhere")
     assert "every digest as recorded" in mona("lineage", "verify")
-
-    pytest.importorskip("openlineage")
-    out = one.root / "audit" / "events.jsonl"
-    assert "events" in mona("lineage", "export", "--out", str(out))
-    events = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [event["eventTime"] for event in events] == sorted(e["eventTime"] for e in events)
-    by_output = {event["outputs"][0]["name"]: event for event in events}
-    for event in events:  # what the specification requires of an event
-        assert event["producer"].startswith("urn:mona-select:")
-        assert event["schemaURL"].endswith("RunEvent")
-        uuid.UUID(event["run"]["runId"])
-        assert datetime.datetime.fromisoformat(event["eventTime"]).tzinfo is not None
-        datasets = event["inputs"] + event["outputs"]
-        holders = [event["run"], event["job"], *datasets]
-        facets = [facet for holder in holders for facet in holder.get("facets", {}).values()]
-        assert all(facet["_producer"] and facet["_schemaURL"] for facet in facets)
-        assert all(dataset["namespace"] and dataset["name"] for dataset in datasets)
-    subset = by_output[SUBSET]
-    assert {dataset["name"] for dataset in subset["inputs"]} >= {"raw_pool[fruit]"}
-    for dataset in subset["inputs"]:
-        made = by_output[dataset["name"]]["outputs"][0]
-        assert dataset["facets"]["version"] == made["facets"]["version"]
-    (source,) = [
-        dataset
-        for dataset in by_output["raw_pool[fruit]"]["inputs"]
-        if dataset["namespace"] == "mona.sources"
-    ]
-    assert source["facets"]["version"]["datasetVersion"] == hashlib.sha256(digest).hexdigest()
-    with pytest.raises(RequestError, match="exists; give --force"):
-        mona("lineage", "export", "--out", str(out))
