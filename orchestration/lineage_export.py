@@ -21,9 +21,9 @@ from typing import Any
 
 import dagster as dg
 
-from assets.describe import RECORD
 from assets.keys import label
 from mona.errors import RequestError
+from orchestration.history import materialisations, record_of
 from resources.records import Record, Records
 
 NAMESPACE = "mona"
@@ -82,22 +82,18 @@ def _made(graph: Any, instance: dg.DagsterInstance) -> Iterator[_Made]:
         steps = instance.get_run_step_stats(run_id) if run_id else []
         return {step.step_key: step.start_time for step in steps if step.start_time is not None}
 
-    events: list[Any] = []
-    for key in sorted(graph.materializable_asset_keys):
-        cursor: str | None = None
-        while True:
-            page = instance.fetch_materializations(key, limit=500, cursor=cursor)
-            events += page.records
-            if not page.has_more:
-                break
-            cursor = page.cursor
+    events = [
+        event
+        for key in graph.materializable_asset_keys
+        for event in materialisations(instance, key)
+    ]
     for event in sorted(events, key=lambda found: found.storage_id):
-        digest = event.asset_materialization.metadata.get(RECORD)
+        digest = record_of(event)
         if digest is not None:
             name = job(event.run_id)
             yield _Made(
                 event.asset_key,
-                str(digest.value),
+                digest,
                 starts(event.run_id).get(event.event_log_entry.step_key, event.timestamp),
                 event.timestamp,
                 (event.run_id, name) if name is not None else None,

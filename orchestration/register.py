@@ -3,7 +3,6 @@ claims to come from, copied, recorded, and shown to Dagster as this partition's 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -25,8 +24,8 @@ from assets.keys import finetune, label, selection
 from mona.errors import RequestError
 from mona.fingerprint import fingerprint
 from mona.tuned import tuned_digest
+from orchestration.history import latest_before, stated_version
 from orchestration.planner import Standing
-from orchestration.verify import latest_before
 from resources.records import Record, Records, folder_files
 from resources.store import Store
 
@@ -105,12 +104,9 @@ def register(
         if event is None:
             raise RequestError(f"{label(parent, part)} was never made: mona run first")
         name_of = parent.to_user_string()
-        stated = event.version
-        if part is not None:
-            # As Dagster states the version of a partitioned input; of observed ones, nothing.
-            known = "" if graph.get(parent).is_external else event.version
-            stated = hashlib.sha256(known.encode()).hexdigest()
-        tags[f"{INPUT_DATA_VERSION_TAG_PREFIX}/{name_of}"] = stated
+        tags[f"{INPUT_DATA_VERSION_TAG_PREFIX}/{name_of}"] = stated_version(
+            event.version, part, observed=graph.get(parent).is_external
+        )
         tags[f"{INPUT_EVENT_POINTER_TAG_PREFIX}/{name_of}"] = str(event.storage_id)
     standing.instance.report_runless_asset_event(
         dg.AssetMaterialization(

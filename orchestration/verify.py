@@ -6,8 +6,7 @@ Nothing is repaired here: every fault found is one finding that names what is wr
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +19,13 @@ from dagster._core.definitions.data_version import (
     INPUT_EVENT_POINTER_TAG_PREFIX,
 )
 
-from assets.describe import RECORD
 from assets.keys import label
 from mona.errors import MonaError
 from mona.files import DataFile, stream_digest
 from mona.fingerprint import rows_digest
 from mona.pool import pool_digest
 from mona.sample import from_records, sample_id
+from orchestration.history import latest_before, materialisations, record_of, stated_version
 from orchestration.lineage import kind
 from orchestration.planner import Standing
 from resources.records import Record, Records, TableSeal, content_at
@@ -190,8 +189,8 @@ def _history(
     pointers = records.pointers()
     for key in sorted(graph.materializable_asset_keys):
         newest: set[str | None] = set()
-        for event in _materialisations(standing.instance, key):
-            digest = _record_of(event)
+        for event in materialisations(standing.instance, key):
+            digest = record_of(event)
             asset = label(key, event.partition_key)
             if digest is None:
                 continue
@@ -209,22 +208,6 @@ def _history(
                 problem = f"Dagster's data version is {version}, the record's {record.data_version}"
                 yield Finding(asset, digest, "data version", problem)
             yield from _consumed(standing, key, event, digest, record, known)
-
-
-def _materialisations(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[Any]:
-    """Every materialisation of an asset, newest first."""
-    cursor: str | None = None
-    while True:
-        page = instance.fetch_materializations(key, limit=500, cursor=cursor)
-        yield from page.records
-        if not page.has_more:
-            return
-        cursor = page.cursor
-
-
-def _record_of(event: Any) -> str | None:
-    found = event.asset_materialization.metadata.get(RECORD)
-    return str(found.value) if found is not None else None
 
 
 def _consumed(
@@ -252,9 +235,11 @@ def _consumed(
             continue
         event_read = latest_before(standing.instance, parent, partition, int(pointer) + 1)
         version = event_read.version if event_read is not None else None
-        # Of a partitioned observed entry Dagster hashes no version at all: only the pointer says.
-        unsaid = graph.get(parent).is_external and stated == _combined([])
-        if version is None or not (unsaid or stated in (version, _combined([version]))):
+        observed = graph.get(parent).is_external
+        if version is None or stated not in (
+            version,
+            stated_version(version, partition, observed=observed),
+        ):
             yield Finding(asset, digest, what, "Dagster's log has no event of the version it names")
             continue
         above = record.inputs.get(label(parent, partition))
@@ -268,35 +253,3 @@ def _consumed(
         if explicit != version:
             problem = f"Dagster says it read {version}, the record {explicit}"
             yield Finding(asset, digest, what, problem)
-
-
-def _combined(versions: Iterable[str]) -> str:
-    return hashlib.sha256("".join(versions).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class VersionEvent:
-    """An event of Dagster's log that gave an asset partition a data version."""
-
-    storage_id: int
-    version: str
-
-
-def latest_before(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None, before: int | None
-) -> VersionEvent | None:
-    """A partition's newest materialisation or observation, under a storage id if one is given."""
-    wanted = dg.AssetRecordsFilter(
-        asset_key=key,
-        asset_partitions=[partition] if partition is not None else None,
-        before_storage_id=before,
-    )
-    made = instance.fetch_materializations(wanted, limit=1).records
-    seen = instance.fetch_observations(wanted, limit=1).records
-    latest = max([*made, *seen], key=lambda found: found.storage_id, default=None)
-    if latest is None:
-        return None
-    event = latest.asset_materialization or latest.event_log_entry.asset_observation
-    assert event is not None
-    version = (event.tags or {}).get(DATA_VERSION_TAG)
-    return VersionEvent(latest.storage_id, version) if version is not None else None
