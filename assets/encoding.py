@@ -105,6 +105,7 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
         work = _work_metadata(report, time.monotonic() - started)
         new_rows = _new_rows_quality(report, sae, model.k)
         rows = rows_digest(encodings.sample_ids.to_pylist())
+        shown = {"language model": model.language_model.public_name, "layer": model.layer}
         if ACTIVATIONS in context.selected_asset_keys:
             record = Record(
                 asset=label(ACTIVATIONS, context.partition_key),
@@ -112,7 +113,7 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
                 inputs=pool,
                 entries={key: v for key, v in entries.items() if "encoder" in key},
                 tables={encodings.table: sealed(store, encodings.table)},
-                about={"rows": rows, "encoder": encoder_fingerprint},
+                about={"rows": rows, "encoder": encoder_fingerprint, **shown},
             )
             yield dg.MaterializeResult(
                 asset_key=ACTIVATIONS,
@@ -130,7 +131,12 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
                 inputs={**pool, **sae_record},
                 entries=entries,
                 tables={codes_table: sealed(store, codes_table)},
-                about={"rows": rows, "encoder": encoder_fingerprint, "codes": codes_fingerprint},
+                about={
+                    "rows": rows,
+                    "encoder": encoder_fingerprint,
+                    "codes": codes_fingerprint,
+                    **shown,
+                },
             )
             yield dg.MaterializeResult(
                 asset_key=SAE_CODES,

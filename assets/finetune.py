@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
@@ -37,9 +37,6 @@ from resources.engine import Engine, progress_bar
 from resources.models import Models
 from resources.records import Record, Records, folder_files
 from resources.store import Store
-
-if TYPE_CHECKING:
-    pass
 
 PROVENANCE_FILE = "provenance.json"
 # How a run is watched and resumed has no part in what it makes.
@@ -172,7 +169,7 @@ def _finetune(
                     staging,
                     facts,
                     name=f"{owner}/{recipe_name}",
-                    base_model=given.repo or base.name,
+                    base_model=given.public_name,
                     target=owner,
                     recipe=recipe,
                     pool_samples=int(pool.about["rows"]),
@@ -219,7 +216,8 @@ def _finetune(
 def _describe(folder: Path, facts: Mapping[str, Any], **about: Any) -> None:
     """Writes provenance.json and README.md into a folder that is not yet published; `about`
     goes on to the card."""
-    from mona.model_card import CardSource, model_card
+    from mona.cards import CardSource
+    from mona.model_card import model_card
 
     body = json.dumps(facts, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
     (folder / PROVENANCE_FILE).write_text(body, encoding="utf-8")

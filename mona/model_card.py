@@ -7,24 +7,15 @@ itself is the template `model_card.md.jinja` beside this file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mona.cards import TAGS, CardSource, card_text, choice, licence_of, method, purpose
 from mona.finetune import TrainingReport
-from mona.spec import Budget, FinetuneSpec, RecipeSpec
+from mona.spec import FinetuneSpec, RecipeSpec
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-_TAGS = ["mona", "data-selection", "sft", "trl"]
-
-
-@dataclass(frozen=True, slots=True)
-class CardSource:
-    """One source of the training samples: rows it gave, under one licence."""
-
-    name: str
-    licence: str
-    samples: int
+_TAGS = [*TAGS, "sft", "trl"]
 
 
 def model_card(
@@ -44,50 +35,33 @@ def model_card(
     base_model: a hub repo or another public name; target: the task the samples were chosen
     for; pool_samples: what they were chosen from; sources: of the chosen samples, a merged
     duplicate in each; provenance: the digest of the provenance record.
-
-    The licence in the front matter is the sources' where they share one, else "other".
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    licences = sorted({source.licence for source in sources})
-    shared = licences[0].lower() if len(licences) == 1 else "other"
-    known = shared if shared != "unknown" else "other"
+    licence, licence_name = licence_of(sources)
     data = ModelCardData(
         base_model=base_model,
         library_name="transformers" if finetune.lora is None else "peft",
         pipeline_tag="text-generation",
         tags=[*_TAGS, *(["lora"] if finetune.lora else [])],
         datasets=sorted({source.name for source in sources}),
-        license=known,
-        # The hub asks for a name where a licence is "other".
-        license_name="mixed" if len(licences) > 1 else None,
+        license=licence,
+        license_name=licence_name,
     )
-    card = ModelCard.from_template(
+    return card_text(
+        ModelCard,
         data,
-        template_path=str(_TEMPLATE),
+        _TEMPLATE,
+        sources,
         name=name,
         base=base_model,
-        target=target,
-        recipe=recipe,
-        budget=_budget(recipe.budget),
-        pool_samples=pool_samples,
-        sources=sorted(sources, key=lambda source: (-source.samples, source.name, source.licence)),
+        purpose=purpose(recipe, target),
+        method=method(recipe),
+        choice=choice(recipe, target, pool_samples),
         settings=_settings(finetune),
         report=report,
         provenance=provenance,
-        cell=_cell,
     )
-    return str(card).rstrip("\n") + "\n"
-
-
-def _budget(budget: Budget | None) -> str:
-    if budget is None:
-        return "the whole pool"
-    if budget.share is not None:
-        return f"{100 * budget.share:g} % of the eligible samples"
-    if budget.tokens is not None:
-        return f"{budget.tokens:,} tokens"
-    return f"{budget.count:,} samples"
 
 
 def _settings(spec: FinetuneSpec) -> dict[str, Any]:
@@ -106,8 +80,3 @@ def _settings(spec: FinetuneSpec) -> dict[str, Any]:
         "template": spec.template,
         "seed": spec.seed,
     }
-
-
-def _cell(text: Any) -> str:
-    """Text that keeps to its table cell."""
-    return str(text).replace("|", "\\|").replace("\n", " ")

@@ -7,7 +7,7 @@ YAML, expanding paths and checking names against each other is `orchestration.co
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -160,6 +160,13 @@ class LanguageModel(Spec):
         if len(given) != 1:
             raise ValueError("needs exactly one of path, repo, wheel")
         return self
+
+    @property
+    def public_name(self) -> str:
+        """What records and cards call it: the repo, the wheel, or the path's last part."""
+        if self.wheel is not None:
+            return self.wheel.name
+        return self.repo or PurePath(self.path or "").name
 
 
 class TokenPolicy(Spec):

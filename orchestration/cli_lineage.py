@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mona.errors import RequestError, WorkError
+from mona.files import write_whole
 from orchestration.config import Config, load_config
 from orchestration.terminal import config_option, json_option, only, print_table
 
@@ -149,17 +150,57 @@ def export_command(config_path: str | None, out: str, force: bool) -> None:
     from orchestration.lineage_export import run_events
 
     config = load_config(config_path)
-    path = Path(out).expanduser()
-    if path.exists() and not force:
-        raise RequestError(f"{path}: exists; give --force to overwrite it")
+    path = _free(out, force)
     graph = build_definitions(config).resolve_asset_graph()
     with open_instance(config) as instance:
         events = list(run_events(graph, instance, build_resources(config)["records"]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{event}\n" for event in events), encoding="utf-8")
-    partial.replace(path)
+    _write(path, "".join(f"{event}\n" for event in events))
     click.echo(f"{path}: {len(events)} events")
+
+
+@lineage.command("card")
+@click.argument("subset")
+@config_option
+@click.option("--dataset", help="where there is more than one")
+@click.option("--model", help="where there is more than one")
+@click.option("--out", type=click.Path(), required=True, help="the .md file to write")
+@click.option("--force", is_flag=True, help="replace what is there")
+def card_command(
+    subset: str,
+    config_path: str | None,
+    dataset: str | None,
+    model: str | None,
+    out: str,
+    force: bool,
+) -> None:
+    """Write the dataset card of TARGET/RECIPE's subset: sources, licences, digests, choice."""
+    from orchestration.definitions import build_resources
+    from orchestration.subset_card import subset_card
+
+    config = load_config(config_path)
+    asset = _partition(config, "selection", subset, dataset, model)
+    path = _free(out, force)
+    resources = build_resources(config)
+    _write(path, subset_card(resources["records"], resources["store"], asset))
+    click.echo(path)
+
+
+def _free(out: str, force: bool) -> Path:
+    """Where to write. RequestError where something is, unless it may be replaced."""
+    path = Path(out).expanduser()
+    if path.is_dir():
+        raise RequestError(f"{path}: is a folder; give the file to write")
+    if path.exists() and not force:
+        raise RequestError(f"{path}: exists; give --force to overwrite it")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 @lineage.command("verify")

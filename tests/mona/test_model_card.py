@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from mona.cards import CardSource
 from mona.finetune import TrainingReport
-from mona.model_card import CardSource, model_card
+from mona.model_card import model_card
 from mona.spec import Budget, FinetuneSpec, RecipeSpec
 
 REPORT = TrainingReport(
@@ -87,6 +88,16 @@ def test_other_recipes_and_whole_models_say_so() -> None:
     assert "packed rows" in text
     assert "| test rows kept out of the pool | no |" in text
     assert ModelCard(text).data.library_name == "transformers"
+
+
+def test_a_control_claims_no_method_and_no_task() -> None:
+    recipe = RecipeSpec(selector="random", budget=Budget(count=10), seed=3)
+    text = _card(recipe=recipe, target="controls")
+    assert "drawn at random" in text
+    for claim in ("2503.15573", "similarity", "representation", "controls"):
+        assert claim not in text
+    assert "| seed | 3 |" in text
+    assert "the whole pool" in _card(recipe=RecipeSpec(selector="all"), target="controls")
 
 
 def test_names_cannot_break_the_tables() -> None:
