@@ -20,6 +20,7 @@ from assets.keys import (
     label,
     model_entry,
 )
+from assets.retries import retried
 from mona.fingerprint import fingerprint, rows_digest
 from mona.spec import ModelSpec
 from resources.encodings import Encodings, SyncReport, pool_population
@@ -66,6 +67,7 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
         can_subset=True,
         pool=GPU_POOL,
     )
+    @retried
     def encode(
         context: dg.AssetExecutionContext,
         shelf: Models,

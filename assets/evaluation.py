@@ -110,6 +110,7 @@ def _evaluation(
         pool=GPU_POOL,
         description=f"The metrics of recipe '{recipe_name}' on the test rows of '{target}'.",
     )
+    @retried
     def measure(
         context: dg.AssetExecutionContext,
         shelf: Models,
@@ -131,9 +132,8 @@ def _evaluation(
         inputs = records.read_at(read)
         examples_record = records.get(inputs[read[0]])
         given = base_model(recipe, model)
-        with retried(context):
-            base = shelf.folder(model_name, given)
-            weights = shelf.weights_digest(model_name, given)
+        base = shelf.folder(model_name, given)
+        weights = shelf.weights_digest(model_name, given)
         folder = base
         if trained:
             tuned = records.get(inputs[read[1]])

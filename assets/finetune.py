@@ -93,6 +93,7 @@ def _finetune(
         pool=GPU_POOL,
         description=f"The model tuned on what '{recipe_name}' chose, and what went into it.",
     )
+    @retried
     def tune(
         context: dg.AssetExecutionContext,
         shelf: Models,
@@ -110,11 +111,8 @@ def _finetune(
         entry = label(model_entry("weights"), model_name)
         entries = {entry: shelf.entry_versions(model_name, model)["weights"]}
         given = base_model(recipe, model)
-        with retried(context):
-            base, base_digest = (
-                shelf.folder(model_name, given),
-                shelf.weights_digest(model_name, given),
-            )
+        base = shelf.folder(model_name, given)
+        base_digest = shelf.weights_digest(model_name, given)
         digest, subset_record = _only_input(inputs, records)
         rows = read_subset(store, records, subset_record, dataset)
         if any(row["messages"] is None for row in rows):

@@ -54,6 +54,7 @@ def build_raw_pool(
         code_version="1",
         description="Canonical samples of one dataset: messages, content id, origins, licence.",
     )
+    @retried
     def raw_pool(
         context: dg.AssetExecutionContext,
         sources: Sources,
@@ -71,7 +72,6 @@ def build_raw_pool(
         revisions: dict[str, str] = {}
         staging = store.folder("scratch", f"pool.{dataset}")
         with (
-            retried(context),
             store.lock(pool_table(dataset)),
             progress_bar(f"reading {dataset}", None, "rows") as (advance),
         ):

@@ -14,6 +14,7 @@ from assets.describe import picture, provenance
 from assets.encoding import GPU_POOL
 from assets.keys import RAW_POOL, SAE, Partitions, label, model_entry
 from assets.raw_pool import pool_table
+from assets.retries import retried
 from mona.errors import RequestError
 from mona.fingerprint import fingerprint, rows_digest
 from mona.spec import ModelSpec
@@ -42,6 +43,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
         pool=GPU_POOL,
         description="The sparse autoencoder of one model, with its quality on held-out tokens.",
     )
+    @retried
     def sae(
         context: dg.AssetExecutionContext,
         shelf: Models,

@@ -11,6 +11,7 @@ import pyarrow as pa
 from assets.describe import provenance, table
 from assets.encoding import GPU_POOL
 from assets.keys import SAE, Partitions, examples, label, model_entry, prototype, target_entry
+from assets.retries import retried
 from mona.codes import from_arrow
 from mona.fingerprint import fingerprint
 from mona.prototype import (
@@ -75,6 +76,7 @@ def build_target(
         code_version="2",
         description="Representative examples of the target and its held-out test rows.",
     )
+    @retried
     def target_examples(
         sources: Sources, store: Store, records: Records
     ) -> dg.MaterializeResult[Any]:
@@ -145,6 +147,7 @@ def build_target(
         pool=GPU_POOL,
         description="The target's per-example codes and their mean, the prototype.",
     )
+    @retried
     def target_prototype(
         context: dg.AssetExecutionContext,
         shelf: Models,
