@@ -48,7 +48,10 @@ def build_hub_sensor(config: Config) -> list[dg.SensorDefinition]:
     )
     def hub_revisions(context: dg.SensorEvaluationContext, sources: Sources) -> dg.SensorResult:
         before: dict[str, list[str]] = json.loads(context.cursor or "{}")
-        now = {name: [sources.hub_commit(hub) for hub in hubs] for name, hubs in watched.items()}
+        now = {
+            name: [sources.hub_commit(hub, f"datasets.{name}") for hub in hubs]
+            for name, hubs in watched.items()
+        }
         moved = [name for name in now if name in before and before[name] != now[name]]
         requests = [dg.RunRequest(partition_key=d, asset_selection=[RAW_POOL]) for d in moved]
         return dg.SensorResult(run_requests=requests, cursor=json.dumps(now))

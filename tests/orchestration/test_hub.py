@@ -1,0 +1,221 @@
+"""What reaches a hub, against one on this machine that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from assets import retries
+from orchestration.definitions import build_definitions, build_resources
+from tests.fake_hub import FakeHub, serving
+from tests.orchestration.conftest import Project, small_project, sums, verses
+from tests.orchestration.test_cli import mona, one_line
+
+pytest.importorskip("datasets")
+
+
+def lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    with serving(FakeHub()) as served:
+        yield served
+
+
+class Elsewhere:
+    """Another process, in which the libraries have read of the fake hub when they were
+    imported, and in which retries don't wait."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        # A new process takes the environment as it is when the first call starts it.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("HF_HUB_OFFLINE", raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            self.call(_without_waiting)
+
+    def call(self, function: Callable[..., Any], *given: Any) -> Any:
+        return self._pool.submit(function, *given).result(timeout=300)
+
+    def mona(self, project: Project, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.call(mona, project, *words)
+
+    def made(self, project: Project, *words: str) -> list[str]:
+        """What `mona run` made."""
+        done = self.mona(project, "run", "--json", *words)
+        assert done.returncode == 0, done.stderr
+        return list(json.loads(done.stdout)["made"])
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _without_waiting() -> None:
+    retries.FIRST_WAIT_SECONDS = 0.01
+
+
+@pytest.fixture(scope="module")
+def elsewhere(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
+    cache = tmp_path_factory.mktemp("hub") / "cache"
+    made = Elsewhere({"HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_TOKEN": ""})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_llama: Path) -> Project:
+    return small_project(tmp_path, tiny_llama)
+
+
+def from_hub(project: Project, dataset: str, **hub: Any) -> None:
+    """The dataset's only source becomes a hub's."""
+    source = {"name": dataset, "hub": hub, "licence": "CC0-1.0"}
+    project.settings["datasets"][dataset] = {"sources": [source]}
+
+
+def record(project: Project, asset: str) -> Any:
+    records = build_resources(project.config)["records"]
+    return records.get(records.current(asset))
+
+
+def texts(project: Project, dataset: str) -> set[str]:
+    rows = project.store.read(f"pool.{dataset}", ["messages"]).to_pylist()
+    return {row["messages"][-1]["content"] for row in rows}
+
+
+def test_a_hub_that_comes_back_is_asked_again(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere
+) -> None:
+    hub.push("datasets", "orchard/late", {"train.jsonl": lines(verses(0, 20))})
+    from_hub(project, "verse", repo="orchard/late")
+    words = ["run", "--dataset", "verse", "--upto", "raw_pool"]
+    hub.fail(2)
+    done = elsewhere.mona(project, *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("trying again in") == 2
+    before = texts(project, "verse")
+
+    hub.push("datasets", "orchard/late", {"train.jsonl": lines(verses(50, 20))})
+    project.settings["datasets"]["verse"]["max_bad_rows"] = 0.5
+    hub.gone = True
+    done = elsewhere.mona(project, *words)
+    hub.gone = False
+    assert done.returncode == 1
+    assert "datasets.verse.sources.verse: hub dataset orchard/late: the hub does" in one_line(done)
+    assert done.stderr.count("trying again in") == 3
+    assert texts(project, "verse") == before
+    assert "raw_pool[verse]" in elsewhere.made(project, *words[1:])
+    assert texts(project, "verse") == {row["output"] for row in verses(50, 20)}
+
+
+def _missing_repository(hub: FakeHub) -> dict[str, Any]:
+    return {"repo": "orchard/nowhere"}
+
+
+def _missing_revision(hub: FakeHub) -> dict[str, Any]:
+    return {"repo": "orchard/there", "revision": "v9"}
+
+
+def _missing_split(hub: FakeHub) -> dict[str, Any]:
+    return {"repo": "orchard/there", "split": "test"}
+
+
+def _missing_subset(hub: FakeHub) -> dict[str, Any]:
+    return {"repo": "orchard/there", "subset": "small"}
+
+
+def _gated(hub: FakeHub) -> dict[str, Any]:
+    hub.push("datasets", "orchard/gated", {"train.jsonl": lines(sums(0, 9))}, gated=True)
+    return {"repo": "orchard/gated"}
+
+
+def _no_data(hub: FakeHub) -> dict[str, Any]:
+    hub.push("datasets", "orchard/empty", {"README.md": b"Nothing yet.\n"})
+    return {"repo": "orchard/empty"}
+
+
+def _broken_file(hub: FakeHub) -> dict[str, Any]:
+    hub.push("datasets", "orchard/broken", {"train.jsonl": lines(sums(0, 9)) + b'{"half": \n'})
+    return {"repo": "orchard/broken"}
+
+
+def _script(hub: FakeHub) -> dict[str, Any]:
+    hub.push("datasets", "orchard/scripted", {"scripted.py": b"raise SystemExit\n"})
+    return {"repo": "orchard/scripted"}
+
+
+def _no_name(hub: FakeHub) -> dict[str, Any]:
+    return {"repo": "no such name"}
+
+
+_REFUSALS: list[tuple[Callable[[FakeHub], dict[str, Any]], str]] = [
+    (_missing_repository, "orchard/nowhere: no such repository"),
+    (_missing_revision, "orchard/there@v9: no such revision"),
+    (_missing_split, "orchard/there: Bad split: test"),
+    (_missing_subset, "orchard/there: BuilderConfig 'small' not found"),
+    (_gated, "orchard/gated: Dataset 'orchard/gated' is a gated dataset on the Hub"),
+    (_no_data, "orchard/empty: "),
+    (_broken_file, "orchard/broken: "),
+    (_script, "orchard/scripted: Dataset scripts are no longer supported"),
+    (_no_name, "no such name: Repo id must"),
+]
+
+
+def test_what_the_hub_has_not_is_one_line_and_final(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere
+) -> None:
+    hub.push("datasets", "orchard/there", {"train.jsonl": lines(sums(0, 9))})
+    project.settings["datasets"].pop("fruit")
+    project.settings["models"]["tiny"]["sae"]["train"]["datasets"] = ["verse"]
+    elsewhere.made(project, "--upto", "raw_pool")
+    before = texts(project, "verse")
+    for ask, says in _REFUSALS:
+        from_hub(project, "verse", **ask(hub))
+        done = elsewhere.mona(project, "run", "--upto", "raw_pool")
+        assert f"datasets.verse.sources.verse: hub dataset {says}" in one_line(done)
+        assert done.returncode == 2, says
+        assert "trying again" not in done.stderr
+        assert texts(project, "verse") == before
+
+
+def test_the_token_opens_a_gated_repository(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere
+) -> None:
+    hub.push("datasets", "orchard/gated", {"train.jsonl": lines(verses(0, 9))}, gated=True)
+    from_hub(project, "verse", repo="orchard/gated")
+    elsewhere.call(_environment, "HF_TOKEN", hub.token)
+    try:
+        assert "raw_pool[verse]" in elsewhere.made(project, "--upto", "raw_pool")
+    finally:
+        elsewhere.call(_environment, "HF_TOKEN", "")
+    for file in project.root.rglob("*"):
+        assert not file.is_file() or hub.token.encode() not in file.read_bytes()
+
+
+def _environment(name: str, value: str) -> None:
+    os.environ[name] = value
+
+
+def test_every_asset_with_a_way_out_is_retried(measured: Project) -> None:
+    measured.settings["recipes"]["whole"] = {"selector": "all"}
+    made = [
+        asset
+        for asset in build_definitions(measured.config).assets or ()
+        if isinstance(asset, dg.AssetsDefinition) and asset.is_executable
+    ]
+    outward = [asset for asset in made if asset.required_resource_keys & {"shelf", "sources"}]
+    assert len(outward) > 8
+    for asset in outward:
+        assert hasattr(asset.op.compute_fn.decorated_fn, "__wrapped__"), asset.keys
