@@ -15,7 +15,9 @@ import dagster as dg
 import pytest
 
 from assets import retries
+from assets.keys import RAW_POOL
 from orchestration.definitions import build_definitions, build_resources
+from orchestration.home import QUIET, open_instance
 from tests.fake_hub import FakeHub, serving
 from tests.orchestration.conftest import Project, small_project, sums, verses
 from tests.orchestration.test_cli import mona, one_line
@@ -93,6 +95,100 @@ def record(project: Project, asset: str) -> Any:
 def texts(project: Project, dataset: str) -> set[str]:
     rows = project.store.read(f"pool.{dataset}", ["messages"]).to_pylist()
     return {row["messages"][-1]["content"] for row in rows}
+
+
+def watch(project: Project) -> tuple[list[tuple[str | None, Any, str | None]], str | None]:
+    """(requests, why none) of one tick of the sensor of hub revisions."""
+    config = project.config
+    (sensor,) = (
+        sensor
+        for sensor in build_definitions(config).sensors or ()
+        if sensor.name == "hub_revisions"
+    )
+    with open_instance(config) as instance:
+        context = dg.build_sensor_context(instance=instance, resources=build_resources(config))
+        tick = sensor(context)
+    assert isinstance(tick, dg.SensorResult)
+    requests = [
+        (request.partition_key, request.asset_selection, request.run_key)
+        for request in tick.run_requests or ()
+    ]
+    return requests, tick.skip_reason.skip_message if tick.skip_reason else None
+
+
+def refresh(project: Project, dataset: str) -> None:
+    """What the daemon does with the sensor's request."""
+    config = project.config
+    with open_instance(config) as instance:
+        job = build_definitions(config).resolve_implicit_global_asset_job_def()
+        job.execute_in_process(
+            instance=instance,
+            asset_selection=[RAW_POOL],
+            partition_key=dataset,
+            run_config=QUIET,
+        )
+
+
+def test_a_moved_branch_is_seen_and_moves_only_what_depends_on_it(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere
+) -> None:
+    rows = verses(100, 40)
+    first = hub.push("datasets", "orchard/verse", {"data/train.jsonl": lines(rows)})
+    from_hub(project, "verse", repo="orchard/verse", revision="main")
+    assert "raw_pool[verse]" in elsewhere.made(project)
+    assert texts(project, "verse") == {row["output"] for row in rows}
+    made = record(project, "raw_pool[verse]")
+    assert made.about["revisions"] == {"verse": first}
+    assert made.about["sources"] == {"verse/orchard/verse": first}
+    origins = project.store.read("pool.verse", ["origins"]).to_pylist()
+    assert {row["origins"][0]["file"] for row in origins} == {f"orchard/verse@{first}"}
+    assert elsewhere.call(watch, project)[0] == []
+    hub.take_requests()
+    assert elsewhere.made(project) == []
+    # What is fresh asks nobody.
+    assert hub.take_requests() == []
+
+    rows = [*rows[5:], *sums(700, 3)]
+    second = hub.push("datasets", "orchard/verse", {"data/train.jsonl": lines(rows)})
+    requests, _ = elsewhere.call(watch, project)
+    assert [request[:2] for request in requests] == [("verse", [RAW_POOL])]
+    assert elsewhere.call(watch, project)[0] == requests
+    elsewhere.call(refresh, project, "verse")
+    assert texts(project, "verse") == {row["output"] for row in rows}
+    assert record(project, "raw_pool[verse]").about["revisions"] == {"verse": second}
+    assert elsewhere.call(watch, project)[0] == []
+    assert elsewhere.made(project) == [
+        "activations[verse|tiny]",
+        "sae_codes[verse|tiny]",
+        "adding/mona/selection[verse|tiny]",
+    ]
+
+    # A commit that leaves the rows as they are: read again, and nothing below is made.
+    files = {"README.md": b"Verses.\n", "data/train.jsonl": lines(rows)}
+    hub.push("datasets", "orchard/verse", files)
+    ((_, _, key),) = elsewhere.call(watch, project)[0]
+    assert key != requests[0][2]
+    elsewhere.call(refresh, project, "verse")
+    assert elsewhere.made(project) == []
+
+
+def test_one_silent_repository_does_not_hide_another(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere
+) -> None:
+    hub.push("datasets", "orchard/left", {"train.jsonl": lines(sums(0, 20))})
+    hub.push("datasets", "orchard/right", {"train.jsonl": lines(verses(0, 20))})
+    from_hub(project, "fruit", repo="orchard/left")
+    from_hub(project, "verse", repo="orchard/right")
+    assert len(elsewhere.made(project, "--upto", "raw_pool")) == 2
+    hub.repos.pop(("datasets", "orchard/left"))
+    hub.push("datasets", "orchard/right", {"train.jsonl": lines(verses(5, 20))})
+    requests, _ = elsewhere.call(watch, project)
+    assert [request[0] for request in requests] == ["verse"]
+    elsewhere.call(refresh, project, "verse")
+    requests, why = elsewhere.call(watch, project)
+    assert requests == []
+    assert why is not None
+    assert "datasets.fruit.sources.fruit: hub dataset orchard/left: no such repository" in why
 
 
 def test_a_hub_that_comes_back_is_asked_again(
