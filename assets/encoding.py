@@ -117,7 +117,11 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
                 inputs=pool,
                 entries={key: v for key, v in entries.items() if "encoder" in key},
                 tables={encodings.table: sealed(store, encodings.table)},
-                about={"rows": rows, "encoder": encoder_fingerprint},
+                about={
+                    "rows": rows,
+                    "encoder": encoder_fingerprint,
+                    "revisions": shelf.revisions(model),
+                },
             )
             yield dg.MaterializeResult(
                 asset_key=ACTIVATIONS,

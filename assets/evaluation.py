@@ -169,7 +169,11 @@ def _evaluation(
                 inputs=inputs,
                 entries=entries,
                 tables={name: sealed(store, name)},
-                about={"weights": weights, "evaluation": settings.model_dump(mode="json")},
+                about={
+                    "weights": weights,
+                    "revision": shelf.revision(given),
+                    "evaluation": settings.model_dump(mode="json"),
+                },
             )
             digest = records.publish(record)
             records.pin(store, digest)

@@ -160,6 +160,7 @@ def _finetune(
                     "base": {
                         "model": given.model_dump(mode="json", exclude={"path"}),
                         "digest": base_digest,
+                        "revision": shelf.revision(given),
                     },
                     "finetune": settings,
                     "device": engine.resolved_device,
@@ -187,6 +188,7 @@ def _finetune(
             files=folder_files(shelf.home, folder),
             about={
                 "base": base_digest,
+                "revision": shelf.revision(given),
                 "tuned": tuned,
                 "folder": folder.relative_to(shelf.home).as_posix(),
                 "finetune": settings,

@@ -101,7 +101,12 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
             inputs=inputs,
             entries=entries,
             files=folder_files(shelf.home, shelf.sae_path(name, digest)),
-            about={"encoder": encoder_fingerprint, "sae": digest, "origin": origin},
+            about={
+                "encoder": encoder_fingerprint,
+                "sae": digest,
+                "origin": origin,
+                "revisions": shelf.revisions(model),
+            },
         )
         from mona.plots import sae_quality
 
@@ -115,6 +120,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
                 "latents": made.latents,
                 "width": made.d,
                 "activation": made.activation,
+                **{f"hub: {part}": at for part, at in shelf.revisions(model).items()},
                 **({"fvu by layer": {str(i): fvu for i, fvu in layers.items()}} if layers else {}),
                 "quality": picture(
                     sae_quality(layers or {absolute: quality.fvu}), "unexplained variance"
