@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -33,9 +36,22 @@ class Sources(dg.ConfigurableResource):
         """The files of a `path` or `wheel`, sorted by name. `where` is the key for messages."""
         if given.wheel is not None:
             return self.wheel_files(given.wheel)
-        if given.path is None:
-            raise RequestError(f"{where}: a target is read from a path or a wheel, not from a hub")
+        assert given.path is not None
         return local_files(given.path, where)
+
+    @contextmanager
+    def split_file(self, hub: Hub, where: str) -> Iterator[tuple[str, DataFile]]:
+        """(commit, the split's rows as JSON lines) while the block runs; the file's name is that
+        of the subset, else of the repository. For what is read by file, and small: a target."""
+        commit, rows = self.hub_rows(hub, where)
+        scratch = Path(self.home) / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="split.", dir=scratch) as folder:
+            file = Path(folder) / f"{hub.subset or hub.repo.rpartition('/')[2]}.jsonl"
+            with file.open("w", encoding="utf-8") as stream:
+                for row in rows:
+                    stream.write(f"{json.dumps(row, ensure_ascii=False, default=str)}\n")
+            yield commit, DataFile(file)
 
     def wheel_files(self, wheel: Wheel) -> list[DataFile]:
         """Members of the wheel that match, sorted; downloads the wheel once with pip."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 
 from assets import retries
 from assets.keys import RAW_POOL
@@ -78,7 +79,12 @@ def elsewhere(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_llama: Path) -> Project:
-    return small_project(tmp_path, tiny_llama)
+    made = small_project(tmp_path, tiny_llama)
+    made.write_rows("fruit", sums(0, 20) + verses(0, 20))
+    sae = made.settings["models"]["tiny"]["sae"]
+    sae["train"].update(latents=64, tokens=2048)
+    sae["quality_tokens"] = 200
+    return made
 
 
 def from_hub(project: Project, dataset: str, **hub: Any) -> None:
@@ -302,6 +308,122 @@ def test_the_token_opens_a_gated_repository(
 
 def _environment(name: str, value: str) -> None:
     os.environ[name] = value
+
+
+def pushed_model(hub: FakeHub, name: str, folder: Path, **extra: bytes) -> str:
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    return hub.push("models", name, {**files, **extra})
+
+
+def test_a_model_and_a_target_come_from_the_hub_at_the_commits_recorded(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere, tiny_llama: Path
+) -> None:
+    commit = pushed_model(hub, "orchard/tiny", tiny_llama, **{"weights.bin": b"pickled"})
+    language_model = {"repo": "orchard/tiny"}
+    project.settings["models"]["tiny"]["language_model"] = language_model
+    questions = [
+        {"question": f"{i} figs and {i} plums?", "answer": f"Both.\n#### {2 * i}"}
+        for i in range(60)
+    ]
+    card = {
+        "config_name": "main",
+        "data_files": [{"split": s, "path": f"main/{s}.jsonl"} for s in ("train", "test")],
+    }
+    files = {
+        "main/train.jsonl": lines(questions[:6]),
+        "main/test.jsonl": lines(questions[6:]),
+        "README.md": f"---\n{yaml.safe_dump({'configs': [card]})}---\n".encode(),
+    }
+    asked = hub.push("datasets", "orchard/asked", files)
+    parts = {
+        part: {"hub": {"repo": "orchard/asked", "subset": "main", "split": split}}
+        for part, split in (("examples", "train"), ("test", "test"))
+    }
+    project.settings["targets"] = {"asking": {"reader": "gsm8k", **parts}}
+    hub.take_requests()
+    made = elsewhere.made(project, "--dataset", "fruit")
+    assert "asking/mona/selection[fruit|tiny]" in made
+    assert not [line for line in hub.take_requests() if "weights.bin" in line]
+
+    assert record(project, "sae[tiny]").about["revisions"] == {
+        "language_model": f"orchard/tiny@{commit}"
+    }
+    read = record(project, "asking/examples").about["revisions"]
+    assert read == {"examples": asked, "test": asked}
+    rows = project.store.read("test_rows.asking").to_pylist()
+    assert len(rows) == 54
+    assert {row["file"] for row in rows} == {f"orchard/asked@{asked}"}
+    assert list((project.root / "store" / "scratch").glob("split.*")) == []
+
+    # The branch moves on: what was made with the old commit stays of one piece.
+    pushed_model(hub, "orchard/tiny", tiny_llama, **{"config.json": b"{}"})
+    project.write_rows("fruit", project.rows("fruit")[2:])
+    assert elsewhere.made(project, "--dataset", "fruit") == [
+        "raw_pool[fruit]",
+        "activations[fruit|tiny]",
+        "sae_codes[fruit|tiny]",
+        "asking/mona/selection[fruit|tiny]",
+    ]
+    assert not [line for line in hub.take_requests() if "/orchard/tiny" in line]
+
+    # A named revision is another entry, and the hub's own word for it.
+    language_model["revision"] = "v9"
+    done = elsewhere.mona(project, "run", "--dataset", "fruit")
+    assert done.returncode == 2
+    says = "models.tiny.language_model: hub repo orchard/tiny@v9: no such revision"
+    assert says in one_line(done)
+    language_model["revision"] = "v1"
+    hub.repos["models", "orchard/tiny"].branches["v1"] = commit
+    hub.fail(2)
+    done = elsewhere.mona(project, "run", "--dataset", "fruit", "--upto", "sae")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("trying again in") == 2
+
+
+def test_an_sae_brings_only_its_own_layer(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere
+) -> None:
+    import torch
+    from safetensors.torch import save
+
+    torch.manual_seed(0)
+    tensors = {
+        "encoder.weight": torch.randn(64, 32),
+        "encoder.bias": torch.zeros(64),
+        "W_dec": torch.randn(64, 32),
+        "b_dec": torch.zeros(32),
+    }
+    layer = {
+        "sae.safetensors": save(tensors),
+        "cfg.json": b'{"d_in": 32, "num_latents": 64, "k": 4}',
+    }
+    files = {f"layers.{i}/{name}": body for i in (3, 4) for name, body in layer.items()}
+    commit = hub.push("models", "orchard/sae", files)
+    given = {"repo": "orchard/sae", "subfolder": "layers.4", "format": "eleuther"}
+    project.settings["models"]["tiny"]["sae"] = {
+        "load": given,
+        "quality_datasets": ["fruit"],
+        "quality_tokens": 200,
+        "max_fvu": 1e9,
+    }
+    hub.take_requests()
+    assert "sae[tiny]" in elsewhere.made(project, "--dataset", "fruit", "--upto", "sae")
+    fetched = [line for line in hub.take_requests() if "/resolve/" in line]
+    assert fetched
+    assert not [line for line in fetched if "layers.4" not in line]
+    assert record(project, "sae[tiny]").about["revisions"] == {"sae": f"orchard/sae@{commit}"}
+
+
+def test_a_target_row_that_cannot_be_read_names_its_repository(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere
+) -> None:
+    hub.push("datasets", "orchard/odd", {"train.jsonl": lines([{"ask": "Figs?"}])})
+    files = {"hub": {"repo": "orchard/odd"}}
+    project.settings["targets"]["adding"] = {"reader": "gsm8k", "examples": files}
+    done = elsewhere.mona(project, "run", "--upto", "examples")
+    assert done.returncode == 2
+    says = "targets.adding.examples: hub dataset orchard/odd: odd.jsonl row 1: no field 'question'"
+    assert says in one_line(done)
 
 
 def test_every_asset_with_a_way_out_is_retried(measured: Project) -> None:
