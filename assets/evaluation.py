@@ -236,7 +236,8 @@ def _answers(
 
     if settings.task is None and not any(row.references for row in test):
         return summarise([], macro=False, seed=settings.seed)
-    total = min(len(test), settings.rows or len(test))
+    # How many rows a task of the harness has is not known before it is loaded.
+    total = settings.rows if settings.task else min(len(test), settings.rows or len(test))
     with progress_bar(about, total, "rows") as advance:
         return evaluate(
             network,

@@ -437,3 +437,46 @@ def test_every_asset_with_a_way_out_is_retried(measured: Project) -> None:
     assert len(outward) > 8
     for asset in outward:
         assert hasattr(asset.op.compute_fn.decorated_fn, "__wrapped__"), asset.keys
+
+
+def test_a_named_task_of_the_harness_reads_its_data_from_the_hub(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere
+) -> None:
+    pytest.importorskip("lm_eval")
+    stars = [
+        {
+            "question": f"Which of these stands {i} from the sun?",
+            "subject": "astronomy",
+            "choices": ["a pear", "a fig", "a plum", "a quince"],
+            "answer": i % 4,
+        }
+        for i in range(8)
+    ]
+    files = {f"astronomy/{split}.jsonl": lines(stars) for split in ("test", "dev")}
+    card = {
+        "config_name": "astronomy",
+        "data_files": [{"split": s, "path": f"astronomy/{s}.jsonl"} for s in ("test", "dev")],
+    }
+    readme = f"---\n{yaml.safe_dump({'configs': [card]})}---\n".encode()
+    target = project.settings["targets"]["adding"]
+    target.pop("test")
+    target["evaluation"] = {"task": "mmlu_astronomy", "shots": 1, "rows": 6, "chat": False}
+    project.settings["recipes"] = {"base": {"selector": "none"}}
+    done = elsewhere.mona(project, "run", "--dataset", "fruit")
+    assert done.returncode == 2
+    assert "mmlu_astronomy" in one_line(done)
+    assert "cais/mmlu" in one_line(done)
+
+    hub.push("datasets", "cais/mmlu", {**files, "README.md": readme})
+    hub.gone = True
+    done = elsewhere.mona(project, "run", "--dataset", "fruit")
+    hub.gone = False
+    assert done.returncode == 1
+    assert "the hub does not answer" in one_line(done)
+    made = elsewhere.made(project, "--dataset", "fruit")
+    assert made == ["adding/base/evaluation[fruit|tiny]", "adding/leaderboard[fruit|tiny]"]
+    rows = project.store.read("evaluation.adding.base.fruit.tiny").to_pylist()
+    assert {row["subtask"] for row in rows} == {"mmlu_astronomy"}
+    assert {row["metric"] for row in rows} == {"acc"}
+    assert len(rows) == 6
+    assert elsewhere.made(project, "--dataset", "fruit") == []
