@@ -18,6 +18,7 @@ from assets.keys import (
     label,
     selection,
 )
+from assets.retries import retried
 from assets.subset import contaminated, publish
 from mona.controls import draw_scores
 from mona.fingerprint import fingerprint
@@ -66,6 +67,7 @@ def _control(
         ),
         description=f"The samples control '{recipe_name}' takes, whatever the target.",
     )
+    @retried
     def control(
         context: dg.AssetExecutionContext, shelf: Models, store: Store, records: Records
     ) -> dg.MaterializeResult[Any]:

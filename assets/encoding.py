@@ -21,6 +21,7 @@ from assets.keys import (
     label,
     model_entry,
 )
+from assets.retries import retried
 from mona.fingerprint import fingerprint, rows_digest
 from mona.spec import ModelSpec
 from resources.encodings import Encodings, SyncReport, pool_population
@@ -67,6 +68,7 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
         can_subset=True,
         pool=GPU_POOL,
     )
+    @retried
     def encode(
         context: dg.AssetExecutionContext,
         shelf: Models,
@@ -113,7 +115,12 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
                 inputs=pool,
                 entries={key: v for key, v in entries.items() if "encoder" in key},
                 tables={encodings.table: sealed(store, encodings.table)},
-                about={"rows": rows, "encoder": encoder_fingerprint, **shown},
+                about={
+                    "rows": rows,
+                    "encoder": encoder_fingerprint,
+                    **shown,
+                    "revisions": shelf.revisions(model),
+                },
             )
             yield dg.MaterializeResult(
                 asset_key=ACTIVATIONS,

@@ -111,6 +111,7 @@ def _evaluation(
         pool=GPU_POOL,
         description=f"The metrics of recipe '{recipe_name}' on the test rows of '{target}'.",
     )
+    @retried
     def measure(
         context: dg.AssetExecutionContext,
         shelf: Models,
@@ -128,8 +129,7 @@ def _evaluation(
         inputs = records.read_at(read)
         examples_record = records.get(inputs[read[0]])
         given = base_model(recipe, model)
-        with retried(context):
-            base = shelf.folder(model_name, given)
+        base = shelf.folder(model_name, given)
         if trained:
             tuned = records.get(inputs[read[1]])
             folder, weights = store.folder(str(tuned.about["folder"])), tuned.data_version
@@ -167,7 +167,11 @@ def _evaluation(
                 inputs=inputs,
                 entries=entries,
                 tables={name: sealed(store, name)},
-                about={"weights": weights, "evaluation": settings.model_dump(mode="json")},
+                about={
+                    "weights": weights,
+                    "revision": shelf.revision(given),
+                    "evaluation": settings.model_dump(mode="json"),
+                },
             )
             digest = records.publish(record)
             records.pin(store, digest)
@@ -230,7 +234,8 @@ def _answers(
 
     if settings.task is None and not any(row.references for row in test):
         return summarise([], macro=False, seed=settings.seed)
-    total = min(len(test), settings.rows or len(test))
+    # How many rows a task of the harness has is not known before it is loaded.
+    total = settings.rows if settings.task else min(len(test), settings.rows or len(test))
     with progress_bar(about, total, "rows") as advance:
         return evaluate(
             network,

@@ -91,6 +91,7 @@ def _finetune(
         pool=GPU_POOL,
         description=f"The model tuned on what '{recipe_name}' chose, and what went into it.",
     )
+    @retried
     def tune(
         context: dg.AssetExecutionContext,
         shelf: Models,
@@ -107,11 +108,8 @@ def _finetune(
         inputs = records.read_at([label(subset, context.partition_key)])
         entries = entries_read(shelf, model_name, model, "weights")
         given = base_model(recipe, model)
-        with retried(context):
-            base, base_digest = (
-                shelf.folder(model_name, given),
-                shelf.weights_digest(model_name, given),
-            )
+        base = shelf.folder(model_name, given)
+        base_digest = shelf.weights_digest(model_name, given)
         (digest,) = inputs.values()
         subset_record = records.get(digest)
         rows = read_subset(store, records, subset_record, dataset)
@@ -160,6 +158,7 @@ def _finetune(
                     "base": {
                         "model": given.model_dump(mode="json", exclude={"path"}),
                         "digest": base_digest,
+                        "revision": shelf.revision(given),
                     },
                     "finetune": settings,
                     "device": engine.resolved_device,
@@ -186,6 +185,7 @@ def _finetune(
             files=folder_files(shelf.home, folder),
             about={
                 "base": base_digest,
+                "revision": shelf.revision(given),
                 "tuned": tuned,
                 "folder": folder.relative_to(shelf.home).as_posix(),
                 "finetune": settings,

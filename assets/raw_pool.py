@@ -54,6 +54,7 @@ def build_raw_pool(
         code_version="1",
         description="Canonical samples of one dataset: messages, content id, origins, licence.",
     )
+    @retried
     def raw_pool(
         context: dg.AssetExecutionContext,
         sources: Sources,
@@ -71,7 +72,6 @@ def build_raw_pool(
         revisions: dict[str, str] = {}
         staging = store.folder("scratch", f"pool.{dataset}")
         with (
-            retried(context),
             store.lock(pool_table(dataset)),
             progress_bar(f"reading {dataset}", None, "rows") as (advance),
         ):
@@ -142,11 +142,12 @@ def build_raw_pool(
 def _source_rows(
     dataset: str, source: Source, sources: Sources, revisions: dict[str, str]
 ) -> PoolSource:
+    where = f"datasets.{dataset}.sources.{source.name}"
     if source.hub is not None:
-        commit, rows = sources.hub_rows(source.hub)
+        commit, rows = sources.hub_rows(source.hub, where)
         revisions[source.name] = commit
         return PoolSource(source, [NamedRows(f"{source.hub.repo}@{commit}", rows)])
-    return PoolSource(source, sources.files(source, f"datasets.{dataset}.sources.{source.name}"))
+    return PoolSource(source, sources.files(source, where))
 
 
 def _token_counter(

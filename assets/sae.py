@@ -15,6 +15,7 @@ from assets.encoding import GPU_POOL
 from assets.entries import entries_read
 from assets.keys import RAW_POOL, SAE, Partitions, label, model_entry
 from assets.raw_pool import pool_table
+from assets.retries import retried
 from mona.errors import RequestError
 from mona.fingerprint import fingerprint, rows_digest
 from mona.spec import ModelSpec
@@ -43,6 +44,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
         pool=GPU_POOL,
         description="The sparse autoencoder of one model, with its quality on held-out tokens.",
     )
+    @retried
     def sae(
         context: dg.AssetExecutionContext,
         shelf: Models,
@@ -96,7 +98,12 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
             inputs=inputs,
             entries=entries,
             files=folder_files(shelf.home, shelf.sae_path(name, digest)),
-            about={"encoder": encoder_fingerprint, "sae": digest, "origin": origin},
+            about={
+                "encoder": encoder_fingerprint,
+                "sae": digest,
+                "origin": origin,
+                "revisions": shelf.revisions(model),
+            },
         )
         from mona.plots import sae_quality
 
@@ -110,6 +117,7 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
                 "latents": made.latents,
                 "width": made.d,
                 "activation": made.activation,
+                **{f"hub: {part}": at for part, at in shelf.revisions(model).items()},
                 **({"fvu by layer": {str(i): fvu for i, fvu in layers.items()}} if layers else {}),
                 "quality": picture(
                     sae_quality(layers or {absolute: quality.fvu}), "unexplained variance"

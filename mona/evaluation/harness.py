@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mona.errors import RequestError, WorkError
+from mona.errors import MonaError, RequestError, WorkError
 from mona.evaluation.results import RowResult
+from mona.hub import first_line, hub_answers
 from mona.spec import EvaluationSpec
 
 # A task's name and the number of one of its documents.
@@ -118,15 +120,16 @@ def wrapped(model: Any, tokenizer: Any, batch_tokens: int) -> Any:
 
 def named_tasks(name: str, spec: EvaluationSpec) -> dict[str, Any]:
     """The tasks that a name of the harness stands for, by theirs. Its own number of shots stands
-    unless the specification has one. RequestError where it can't be loaded or runs programs."""
-    from lm_eval.tasks import TaskManager
-
+    unless the specification has one. RequestError where it can't be loaded or runs programs,
+    PassingError where its hub did not answer."""
     try:
-        tasks: dict[str, Any] = TaskManager().load([name])["tasks"]
+        with hub_answers(f"task '{name}' of the harness"):
+            tasks: dict[str, Any] = _manager().load([name])["tasks"]
+    except MonaError:
+        raise
     except Exception as error:
         # The harness runs a task's own code and a download here: anything may come.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RequestError(f"the harness can't load task '{name}': {reason}") from error
+        raise RequestError(f"the harness can't load task '{name}': {first_line(error)}") from error
     for leaf, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
             raise RequestError(f"task '{leaf}' runs generated programs without limits: refused")
@@ -137,6 +140,14 @@ def named_tasks(name: str, spec: EvaluationSpec) -> dict[str, Any]:
             task.set_config(key="generation_kwargs", value=settings, update=True)
         task.set_fewshot_seed(seed=spec.seed)
     return tasks
+
+
+@functools.cache
+def _manager() -> Any:
+    # It reads thousands of task files, which takes seconds.
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 @contextlib.contextmanager

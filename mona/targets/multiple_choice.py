@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from mona.errors import RequestError
 from mona.files import DataFile
-from mona.targets.files import csv_records, row_error, stem, target_row, text
+from mona.targets.files import csv_records, records, row_error, stem, target_row, text
 from mona.targets.row import TargetRow
 
 LETTERS = "ABCD"
@@ -31,12 +32,13 @@ def option_line(index: int, option: str) -> str:
 
 
 def read_mmlu(file: DataFile) -> list[TargetRow]:
-    """MMLU (CSV without header: question, four options, the answer's letter).
+    """MMLU: CSV without header (question, four options, the answer's letter), or the hub's rows
+    (`question`, `choices`, `answer` from 0 to 3, `subject`).
 
-    The subtask is the file's name without `_dev`, `_val` or `_test`.
+    The subtask is the subject, else the file's name without `_dev`, `_val` or `_test`.
     """
     rows = []
-    for number, record in enumerate(csv_records(file), 1):
+    for number, record, subject in _mmlu_records(file):
         if len(record) != 6:
             raise row_error(file, number, f"{len(record)} columns where 6 are expected")
         question, *options, answer = record
@@ -51,7 +53,7 @@ def read_mmlu(file: DataFile) -> list[TargetRow]:
                 number,
                 user=question_with_options(question, options),
                 assistant=option_line(index, options[index]),
-                subtask=_SPLIT_SUFFIX.sub("", stem(file)),
+                subtask=subject,
                 question=question,
                 references=[answer],
             )
@@ -59,28 +61,43 @@ def read_mmlu(file: DataFile) -> list[TargetRow]:
     return rows
 
 
+def _mmlu_records(file: DataFile) -> Iterator[tuple[int, list[str], str]]:
+    """(row, its six columns, subject)."""
+    if not file.filename.endswith(".jsonl"):
+        subject = _SPLIT_SUFFIX.sub("", stem(file))
+        for number, record in enumerate(csv_records(file), 1):
+            yield number, record, subject
+        return
+    for raw in records(file):
+        options, answer = raw.data.get("choices"), raw.data.get("answer")
+        if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
+            raise row_error(file, raw.line, "field 'choices' is not a list of texts")
+        if not isinstance(answer, int) or not 0 <= answer < len(LETTERS):
+            raise row_error(file, raw.line, f"field 'answer' is {answer!r}, not 0 to 3")
+        question = text(file, raw.line, raw.data, "question")
+        subject = text(file, raw.line, raw.data, "subject")
+        yield raw.line, [question, *options, LETTERS[answer]], subject
+
+
 def read_gpqa(file: DataFile) -> list[TargetRow]:
-    """GPQA (CSV with header; `Question`, `Correct Answer`, `Incorrect Answer 1` to `3`).
+    """GPQA (CSV with header, or the hub's rows): `Question`, `Correct Answer`, `Incorrect Answer
+    1` to `3`.
 
     The file puts the right answer first, so the options are ordered by a hash of the question
     and each option: the same row gets the same order in every GPQA file. `Explanation` is the
     rationale. The subtask is `High-level domain`, else `Subdomain`, else the file's name.
     """
-    header, *body = csv_records(file) or [[]]
-    if missing := {"Question", "Correct Answer"} - set(header):
-        raise RequestError(f"{file.name}: no column '{min(missing)}'")
     rows = []
-    for number, record in enumerate(body, 1):
-        if len(record) != len(header):
-            raise row_error(file, number, f"{len(record)} columns where {len(header)} are expected")
-        data = dict(zip(header, record, strict=True))
+    for number, data in _gpqa_records(file):
         question = text(file, number, data, "Question").strip()
         correct = text(file, number, data, "Correct Answer")
         wrong = [text(file, number, data, f"Incorrect Answer {which}") for which in (1, 2, 3)]
         options = sorted([correct, *wrong], key=lambda option: _place(question, option))
         answer = option_line(options.index(correct), correct)
-        rationale = data.get("Explanation", "").strip()
-        domains = (data.get(column, "").strip() for column in ("High-level domain", "Subdomain"))
+        rationale = (data.get("Explanation") or "").strip()
+        domains = (
+            (data.get(column) or "").strip() for column in ("High-level domain", "Subdomain")
+        )
         rows.append(
             target_row(
                 file,
@@ -93,6 +110,20 @@ def read_gpqa(file: DataFile) -> list[TargetRow]:
             )
         )
     return rows
+
+
+def _gpqa_records(file: DataFile) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    if file.filename.endswith(".jsonl"):
+        for raw in records(file):
+            yield raw.line, raw.data
+        return
+    header, *body = csv_records(file) or [[]]
+    if missing := {"Question", "Correct Answer"} - set(header):
+        raise RequestError(f"{file.name}: no column '{min(missing)}'")
+    for number, record in enumerate(body, 1):
+        if len(record) != len(header):
+            raise row_error(file, number, f"{len(record)} columns where {len(header)} are expected")
+        yield number, dict(zip(header, record, strict=True))
 
 
 def _place(question: str, option: str) -> bytes:

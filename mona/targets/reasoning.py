@@ -53,12 +53,15 @@ def _final_number(answer: str | None) -> list[str]:
 
 
 def read_bbh(file: DataFile) -> list[TargetRow]:
-    """BIG-Bench Hard: a task's JSON (`examples` of `input`, `target`), or its cot-prompts
-    .txt, whose exemplars carry a rationale. The subtask is the file's name."""
+    """BIG-Bench Hard: a task's JSON (`examples` of `input`, `target`) or the hub's rows, or its
+    cot-prompts .txt, whose exemplars carry a rationale. The subtask is the file's name."""
     if file.filename.endswith(".txt"):
         return _bbh_exemplars(file)
-    document = json_document(file)
-    examples = document.get("examples") if isinstance(document, dict) else None
+    if file.filename.endswith(".jsonl"):
+        examples: object = [raw.data for raw in records(file)]
+    else:
+        document = json_document(file)
+        examples = document.get("examples") if isinstance(document, dict) else None
     if not isinstance(examples, list):
         raise RequestError(f"{file.name}: no list 'examples'")
     rows = []

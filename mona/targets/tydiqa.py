@@ -1,4 +1,4 @@
-"""Questions about a passage: TyDi QA, gold passage task, in SQuAD's JSON."""
+"""Questions about a passage: TyDi QA, gold passage task, in SQuAD's JSON or as a hub's rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from mona.errors import RequestError
 from mona.files import DataFile
-from mona.targets.files import json_document, row_error, stem, target_row, text
+from mona.targets.files import json_document, records, row_error, stem, target_row, text
 from mona.targets.row import TargetRow
 
 LANGUAGES = frozenset(
@@ -55,7 +55,15 @@ def read_tydiqa(file: DataFile) -> list[TargetRow]:
 
 
 def _questions(file: DataFile) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """(paragraph, question) pairs in order."""
+    """(paragraph, question) pairs in order. A hub's row is both, its answers a list a field."""
+    if file.filename.endswith(".jsonl"):
+        for raw in records(file):
+            answers = raw.data.get("answers")
+            texts = answers.get("text") if isinstance(answers, dict) else None
+            if not isinstance(texts, list):
+                raise row_error(file, raw.line, "field 'answers' has no list 'text'")
+            yield raw.data, {**raw.data, "answers": [{"text": text} for text in texts]}
+        return
     document = json_document(file)
     try:
         pairs = [

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from mona.errors import RequestError
 from mona.files import DataFile
 from mona.sample import Message, sample_id
-from mona.spec import TargetFiles
+from mona.spec import Hub, TargetFiles, TargetSpec
 from mona.targets import (
     EXAMPLES_SCHEMA,
     TargetRow,
@@ -146,7 +147,7 @@ def test_mbpp_takes_a_split_by_task_id_from_both_kinds_of_file(tmp_path: Path) -
     assert len(read_target("mbpp", [full])) == 4
 
 
-def test_task_ids_are_refused_elsewhere_and_where_nothing_is_left(tmp_path: Path) -> None:
+def test_files_are_refused_that_a_reader_has_no_use_for(tmp_path: Path) -> None:
     full = json_lines(tmp_path / "mbpp.jsonl", *mbpp_rows("text"))
     with pytest.raises(RequestError, match="task_ids is for reader mbpp, not gsm8k"):
         read_target("gsm8k", [full], task_ids=(1, 10))
@@ -154,6 +155,9 @@ def test_task_ids_are_refused_elsewhere_and_where_nothing_is_left(tmp_path: Path
         read_target("mbpp", [full], task_ids=(1, 10))
     with pytest.raises(ValidationError, match="first <= last"):
         TargetFiles(path="mbpp.jsonl", task_ids=(600, 511))
+    split = TargetFiles(hub=Hub(repo="orchard/tasks"))
+    with pytest.raises(ValidationError, match="lm_eval reads task files"):
+        TargetSpec(reader="lm_eval", examples=split)
 
 
 def test_humaneval_reads_the_compressed_file(tmp_path: Path) -> None:
@@ -227,6 +231,42 @@ def test_gpqa_orders_options_by_content_and_answers_after_the_rationale(tmp_path
     assert richer[0].messages[1].content == f"It is volatile.\n{rows[0].messages[1].content}"
     assert [row.subtask for row in rows] == ["main", "main"]
     assert [row.subtask for row in richer] == ["Chemistry", "Mechanics"]
+
+
+def test_rows_of_a_hub_are_read_as_the_files_are(tmp_path: Path) -> None:
+    options = ["3", "4", "5", "6"]
+    arms = {"question": "How many arms?", "choices": options, "answer": 2, "subject": "sea"}
+    gpqa = {"Question": "What boils first?", "Correct Answer": "ether", "Explanation": None}
+    gpqa |= {f"Incorrect Answer {i}": name for i, name in enumerate(("water", "lead", "iron"), 1)}
+    columns = ",".join(name for name in gpqa if name != "Explanation")
+    passage = {"id": "swahili-4-0", "context": "Der Fluss ist lang.", "question": "Wie ist er?"}
+    found = {"text": ["lang", "Fluss"], "answer_start": [15, 4]}
+    entry = {**passage, "answers": [{"text": text} for text in found["text"]]}
+    pairs = [
+        (
+            "mmlu",
+            written(tmp_path / "sea_dev.csv", "How many arms?,3,4,5,6,C\n"),
+            json_lines(tmp_path / "all.jsonl", arms),
+        ),
+        (
+            "gpqa",
+            written(tmp_path / "a.csv", f"{columns}\nWhat boils first?,ether,water,lead,iron\n"),
+            json_lines(tmp_path / "a.jsonl", gpqa),
+        ),
+        (
+            "bbh",
+            written(tmp_path / "coin.json", '{"examples": [{"input": "Q?", "target": "(A)"}]}'),
+            json_lines(tmp_path / "coin.jsonl", {"input": "Q?", "target": "(A)"}),
+        ),
+        (
+            "tydiqa",
+            written(tmp_path / "all.json", squad(entry)),
+            json_lines(tmp_path / "secondary_task.jsonl", passage | {"answers": found}),
+        ),
+    ]
+    for reader, file, rows in pairs:
+        (one,), (other,) = read_target(reader, [file]), read_target(reader, [rows])
+        assert replace(one, file="") == replace(other, file="")
 
 
 def test_gpqa_right_answers_take_every_letter(tmp_path: Path) -> None:
@@ -395,6 +435,9 @@ def test_lm_eval_without_any_sample_is_an_error(tmp_path: Path) -> None:
         ("mmlu", "a.csv", " ,1,2,3,4,A\n", "a.csv row 1: the question is empty"),
         ("mmlu", "a.csv", 'q,1,2,3,4,A\n"open', "a.csv line 2: invalid CSV"),
         ("mmlu", "a.csv", "", "a.csv: no rows"),
+        ("mmlu", "a.jsonl", '{"choices": "ABCD"}', "a.jsonl row 1: field 'choices'"),
+        ("mmlu", "a.jsonl", '{"choices": [], "answer": 4}', "a.jsonl row 1: field 'answer' is 4"),
+        ("tydiqa", "a.jsonl", '{"answers": ["lang"]}', "a.jsonl row 1: field 'answers'"),
         ("bbh", "a.json", '{"examples": {}}', "a.json: no list 'examples'"),
         ("bbh", "a.json", '{"examples": [4]}', "a.json row 1: not an object"),
         ("bbh", "a.json", "{", "a.json: invalid JSON"),
