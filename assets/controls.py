@@ -18,6 +18,7 @@ from assets.keys import (
     label,
     selection,
 )
+from assets.pools import CPU_POOL
 from assets.retries import retried
 from assets.subset import contaminated, publish
 from mona.controls import draw_scores
@@ -65,6 +66,7 @@ def _control(
         code_version=fingerprint(
             code="1", recipe=recipe.model_dump(mode="json", exclude={"finetune"})
         ),
+        pool=CPU_POOL,
         description=f"The samples control '{recipe_name}' takes, whatever the target.",
     )
     @retried

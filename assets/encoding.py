@@ -21,6 +21,7 @@ from assets.keys import (
     label,
     model_entry,
 )
+from assets.pools import GPU_POOL
 from assets.retries import retried
 from mona.fingerprint import fingerprint, rows_digest
 from mona.spec import ModelSpec
@@ -33,7 +34,6 @@ from resources.store import Store
 if TYPE_CHECKING:
     from mona.sae import SparseAutoencoder
 
-GPU_POOL = "gpu"
 NEW_ROWS_FVU = "FVU on new rows"
 NEW_ROWS_TOKENS = 256  # fewer say nothing about a variance
 

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from assets.describe import picture, provenance, table
-from assets.encoding import GPU_POOL
 from assets.entries import entries_read
 from assets.finetune import base_model
 from assets.keys import (
@@ -26,6 +25,7 @@ from assets.keys import (
     model_entry,
     owner,
 )
+from assets.pools import CPU_POOL, GPU_POOL
 from assets.retries import retried
 from assets.targets import test_rows_table
 from mona.device import resolve_dtype
@@ -316,6 +316,7 @@ def _leaderboard(
         deps=[dg.AssetDep(evaluation(target, recipe)) for recipe in measured],
         group_name=target,
         code_version="1",
+        pool=CPU_POOL,
         description=f"Every recipe's figures on '{target}', side by side.",
     )
     def rank(

@@ -14,7 +14,6 @@ from typing import Any
 import dagster as dg
 
 from assets.describe import picture, provenance, table
-from assets.encoding import GPU_POOL
 from assets.entries import entries_read
 from assets.keys import (
     RAW_POOL,
@@ -27,6 +26,7 @@ from assets.keys import (
     selection,
     subsets,
 )
+from assets.pools import GPU_POOL
 from assets.retries import retried
 from assets.subset import origin_counts, read_subset
 from mona.errors import WorkError

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from assets.describe import picture, provenance, table
 from assets.keys import DATASET_ENTRY, RAW_POOL, Partitions, label
+from assets.pools import CPU_POOL
 from assets.retries import retried
 from mona.errors import WorkError
 from mona.pool import POOL_SCHEMA, NamedRows, PoolSource, build_pool
@@ -52,6 +53,7 @@ def build_raw_pool(
         deps=[DATASET_ENTRY],
         group_name="pool",
         code_version="1",
+        pool=CPU_POOL,
         description="Canonical samples of one dataset: messages, content id, origins, licence.",
     )
     @retried

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.describe import picture, provenance
-from assets.encoding import GPU_POOL
 from assets.entries import entries_read
 from assets.keys import RAW_POOL, SAE, Partitions, label, model_entry
+from assets.pools import GPU_POOL
 from assets.raw_pool import pool_table
 from assets.retries import retried
 from mona.errors import RequestError

@@ -25,6 +25,7 @@ from assets.keys import (
     prototype,
     selection,
 )
+from assets.pools import CPU_POOL
 from assets.retries import retried
 from assets.subset import contaminated, publish
 from assets.targets import prototype_table
@@ -71,6 +72,7 @@ def build_selections(
         specs=[_asset_spec(job) for job in jobs],
         partitions_def=partitions.dataset_model,
         can_subset=True,
+        pool=CPU_POOL,
     )
     @retried
     def select_samples(

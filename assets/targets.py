@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from assets.describe import provenance, table
-from assets.encoding import GPU_POOL
 from assets.entries import entries_read
 from assets.keys import SAE, Partitions, examples, label, model_entry, prototype, target_entry
+from assets.pools import CPU_POOL, GPU_POOL
 from assets.retries import retried
 from mona.codes import from_arrow
 from mona.errors import RequestError
@@ -77,6 +77,7 @@ def build_target(
         deps=[target_entry(target)],
         group_name=target,
         code_version="2",
+        pool=CPU_POOL,
         description="Representative examples of the target and its held-out test rows.",
     )
     @retried

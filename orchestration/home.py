@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import dagster as dg
 import psutil
 
+from assets.pools import CPU_POOL
 from mona.errors import WorkError
 from orchestration.config import Config
 
@@ -53,6 +54,9 @@ def open_instance(config: Config) -> Iterator[dg.DagsterInstance]:
     require_room(home)
     os.environ["DAGSTER_HOME"] = home
     with dg.DagsterInstance.get() as instance:
+        storage = instance.event_log_storage
+        if CPU_POOL not in storage.get_concurrency_keys():  # else the user's limit stays
+            storage.set_concurrency_slots(CPU_POOL, os.cpu_count() or 1)
         yield instance
 
 
