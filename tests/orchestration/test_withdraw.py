@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import shutil
-import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from lance.file import LanceFileReader
 
 from assets.keys import label, selection
 from mona.errors import RequestError, WorkError
 from mona.sample import from_records
 from orchestration import cli, withdrawal
-from orchestration.definitions import build_definitions, build_resources
+from orchestration.definitions import build_resources
 from orchestration.home import open_instance
 from orchestration.lineage import uses_of_origin, uses_of_sample
-from orchestration.planner import Standing
 from orchestration.taints import CHECK, standing_on, taints
-from orchestration.verify import Finding, verify, withdrawn
+from orchestration.verify import withdrawn
 from resources.records import Record
 from resources.withdrawals import Withdrawals
-from tests.orchestration.conftest import Project, small_project, sums, verses
+from tests.orchestration.conftest import Project, findings, small_project, sums, verses
+from tests.orchestration.searching import search
 
 SUBSET = label(selection("adding", "mona"), "fruit|tiny")
 CONTROL = label(selection("controls", "random"), "fruit|tiny")
@@ -71,14 +67,6 @@ def mona(one: Project, capsys: pytest.CaptureFixture[str]) -> Any:
     return call
 
 
-def findings(project: Project) -> list[Finding]:
-    config = project.config
-    resources = build_resources(config)
-    with open_instance(config) as instance:
-        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
-        return verify(standing, resources["records"], resources["store"])
-
-
 def records_of(project: Project) -> Any:
     return build_resources(project.config)["records"]
 
@@ -106,64 +94,6 @@ def in_both(project: Project) -> list[str]:
 def turns(project: Project, sample: str) -> list[str]:
     rows = project.store.rows("pool.fruit", ["messages"], [sample]).column("messages").to_pylist()
     return [message.content for message in from_records(rows[0])]
-
-
-# --- the search ---------------------------------------------------------------------------
-
-
-def search(root: Path, sample: str, texts: list[str]) -> dict[str, int]:
-    """Where a sample is found, decoded, in all files under `root` but the source files: kind
-    of place -> how many files. Of tables every data file on disk is read, referred to by a
-    version or not; only a selection may name the id."""
-    found: dict[str, int] = {}
-    store = root / "store"
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        if path.parent == root and path.suffix in (".jsonl", ".yaml"):
-            continue
-        if path.suffix == ".lance" and path.parent.name == "data":
-            name = path.parent.parent.name.removesuffix(".lance")
-            rows = LanceFileReader(str(path)).read_all().to_table()
-            held = [] if name.startswith("selection.") else column(rows, "sample_id")
-            hit = sample in held or shown(texts, rows.to_pylist())
-            kind = name.split(".")[0]
-        else:
-            kind = "out" if store not in path.parents else path.relative_to(store).parts[0]
-            hit = any(shown(texts, part) for part in decoded(path))
-        if hit:
-            found[kind] = found.get(kind, 0) + 1
-    return found
-
-
-def column(rows: pa.Table, name: str) -> list[Any]:
-    return rows.column(name).to_pylist() if name in rows.column_names else []
-
-
-def decoded(path: Path) -> Iterator[Any]:
-    raw = path.read_bytes()
-    yield raw.decode("utf-8", "replace")
-    if raw[:4] == b"PAR1":
-        yield pq.read_table(io.BytesIO(raw)).to_pylist()
-    if raw[:4] == b"\x28\xb5\x2f\xfd":
-        yield zstandard.ZstdDecompressor().stream_reader(raw).read().decode()
-    if raw.startswith(b"SQLite format 3\x00"):
-        with sqlite3.connect(path) as connection:
-            for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'"):
-                for row in connection.execute(f'SELECT * FROM "{name}"'):
-                    for value in row:
-                        yield value
-                        if isinstance(value, str) and value[:1] in ("{", "["):
-                            yield json.loads(value)
-
-
-def shown(texts: list[str], value: Any) -> bool:
-    if isinstance(value, str):
-        return any(text in value for text in texts)
-    if isinstance(value, dict):
-        return any(shown(texts, item) for item in value.values())
-    return isinstance(value, list) and any(shown(texts, item) for item in value)
-
-
-# --- tests --------------------------------------------------------------------------------
 
 
 def test_a_sample_is_found_everywhere_before_and_nowhere_after(one: Project, mona: Any) -> None:
