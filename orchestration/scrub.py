@@ -15,9 +15,8 @@ from typing import Any
 
 from assets.describe import TEXT_COLUMNS
 from mona.errors import WorkError
-from mona.traces import Traces
+from mona.traces import BLANK, Traces
 
-BLANK = "[withdrawn]"
 _ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 _SQLITE = b"SQLite format 3\x00"
 _WAIT_SECONDS = 30

@@ -227,6 +227,11 @@ TINY_FINETUNE: dict[str, Any] = {
 
 @pytest.fixture
 def measured(project: Project) -> Project:
+    return measured_project(project)
+
+
+def measured_project(project: Project) -> Project:
+    """The project with two measured targets, a control and the untouched model."""
     project.settings["datasets"].pop("verse")
     rows = [
         {

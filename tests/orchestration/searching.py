@@ -18,7 +18,7 @@ from lance.file import LanceFileReader
 def search(root: Path, sample: str, texts: list[str]) -> dict[str, int]:
     """Where a sample is found, decoded, in all files under `root` but the source files: kind
     of place -> how many files. Of tables every data file on disk is read, referred to by a
-    version or not; only a selection may name the id."""
+    version or not; only selections and evaluations may name the id."""
     found: dict[str, int] = {}
     store = root / "store"
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -27,8 +27,9 @@ def search(root: Path, sample: str, texts: list[str]) -> dict[str, int]:
         if path.suffix == ".lance" and path.parent.name == "data":
             name = path.parent.parent.name.removesuffix(".lance")
             rows = LanceFileReader(str(path)).read_all().to_table()
-            held = [] if name.startswith("selection.") else column(rows, "sample_id")
-            hit = sample in held or shown(texts, rows.to_pylist())
+            audited = name.startswith(("selection.", "evaluation."))
+            named = not audited and sample in column(rows, "sample_id")
+            hit = named or shown(texts, rows.to_pylist())
             kind = name.split(".")[0]
         else:
             kind = "out" if store not in path.parents else path.relative_to(store).parts[0]

@@ -321,6 +321,16 @@ def test_an_example_of_the_target_can_be_withdrawn(one: Project, mona: Any) -> N
     assert findings(one) == []
 
 
+def test_a_sample_of_a_dataset_that_was_removed_can_be_withdrawn(one: Project, mona: Any) -> None:
+    sample = chosen(one)
+    texts = turns(one, sample)
+    one.settings["datasets"]["other"] = one.settings["datasets"].pop("fruit")
+    one.settings["models"]["tiny"]["sae"]["train"]["datasets"] = ["other"]
+    mona("withdraw", "--sample", sample, "--reason", "asked")
+    assert search(one.root, sample, texts) == {}
+    assert SUBSET in taints(records_of(one))
+
+
 def test_no_withdrawal_while_another_run_is_at_work(one: Project, mona: Any) -> None:
     sample = one.store.sample_ids("pool.fruit")[0].as_py()
     from filelock import FileLock

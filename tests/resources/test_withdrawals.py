@@ -11,7 +11,7 @@ from lance.file import LanceFileReader
 
 from mona.errors import WorkError
 from resources.encodings import KEY_FIELD
-from resources.purge import remove_rest, rewrite, rows_ever, versions
+from resources.purge import remove_rest, rewrite, rows_ever, rows_with, versions
 from resources.records import Record, Records, sealed
 from resources.store import Store
 from resources.withdrawals import Withdrawal, Withdrawals
@@ -51,7 +51,7 @@ def test_a_row_goes_from_every_kept_version_and_from_the_disk(store: Store) -> N
     assert set(on_disk(store)) == set("xyzvw")
     assert [r["n"] for r in rows_ever(store, "codes.a", "sample_id", ["x"], ["n"])] == [0]
 
-    moved = rewrite(store, "codes.a", "sample_id", ["x"], [first, second])
+    moved = rewrite(store, "codes.a", rows_with("sample_id", ["x"]), [first, second])
     assert {first, second} < set(moved)  # and the current one, which only hides the row
     remove_rest(store, "codes.a", moved)
 
@@ -62,7 +62,8 @@ def test_a_row_goes_from_every_kept_version_and_from_the_disk(store: Store) -> N
     assert store.sample_ids("codes.a", version=tags["one"]).to_pylist() == ["y"]
     assert store.sample_ids("codes.a", version=tags["two"]).to_pylist() == ["y", "z"]
     store.ensure("codes.a", SCHEMA)  # the schema with its fingerprint is as it was
-    assert rewrite(store, "codes.a", "sample_id", ["x"], versions(store, "codes.a")) == {}
+    gone = rows_with("sample_id", ["x"])
+    assert rewrite(store, "codes.a", gone, versions(store, "codes.a")) == {}
 
 
 def test_a_clean_current_version_stays_the_current_one(store: Store) -> None:
@@ -71,7 +72,7 @@ def test_a_clean_current_version_stays_the_current_one(store: Store) -> None:
     store.tag("codes.a", "one", first)
     clean = store.replace("codes.a", pa.table([["q"], [1]], schema=SCHEMA).to_batches(), SCHEMA)
     store.tag("codes.a", "two", clean)
-    moved = rewrite(store, "codes.a", "sample_id", ["x"], [first, clean])
+    moved = rewrite(store, "codes.a", rows_with("sample_id", ["x"]), [first, clean])
     assert set(moved) == {first}
     remove_rest(store, "codes.a", moved)
     assert store.sample_ids("codes.a").to_pylist() == ["q"]
