@@ -44,7 +44,10 @@ def column(rows: pa.Table, name: str) -> list[Any]:
 
 
 def decoded(path: Path) -> Iterator[Any]:
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:  # a database's journal, beside a running UI
+        return
     yield raw.decode("utf-8", "replace")
     if raw[:4] == b"PAR1":
         yield pq.read_table(io.BytesIO(raw)).to_pylist()
