@@ -187,11 +187,13 @@ def carry_out(
     samples is found too. WorkError when a run is at work, when Dagster's history is in use, or
     when the configured webhook did not take the notice (the withdrawal is complete then).
     """
-    with _alone(config, instance, store):
+    with _alone(config, instance, store) as stay_alone:
         withdrawal = asked()
         ledger = Withdrawals(config.home)
         if ledger.get(withdrawal.name) is None:
             ledger.open(withdrawal)
+        # No step can begin from here on; one that began just before is seen now.
+        stay_alone()
         report = Report(withdrawal.name, len(withdrawal.all_ids))
         traces = _traces(store, withdrawal, report)
         _clear_scratch(config)
@@ -217,17 +219,26 @@ def carry_out(
 
 
 @contextmanager
-def _alone(config: Config, instance: dg.DagsterInstance, store: Store) -> Iterator[None]:
-    """Holds every lock that any step ever took. WorkError when a run is at work."""
+def _alone(
+    config: Config, instance: dg.DagsterInstance, store: Store
+) -> Iterator[Callable[[], None]]:
+    """Holds every lock that any step ever took; called again, what it gives takes those made
+    since. WorkError when a run is at work."""
+    held = {"withdrawal"}
     with ExitStack() as stack:
-        stack.enter_context(store.lock("withdrawal"))
+        stack.enter_context(store.lock("withdrawal", withdrawing=True))
         bury_dead_runs(instance)
-        for run in instance.get_runs(filters=ACTIVE_RUNS, limit=1):
-            raise WorkError(f"run {run.run_id} is at work: wait or stop it")
-        for path in sorted((config.home / "locks").glob("*.lock")):
-            if path.stem != "withdrawal":
-                stack.enter_context(store.lock(path.stem))
-        yield
+
+        def take() -> None:
+            for run in instance.get_runs(filters=ACTIVE_RUNS, limit=1):
+                raise WorkError(f"run {run.run_id} is at work: wait or stop it")
+            for path in sorted((config.home / "locks").glob("*.lock")):
+                if path.stem not in held:
+                    stack.enter_context(store.lock(path.stem, withdrawing=True))
+                    held.add(path.stem)
+
+        take()
+        yield take
 
 
 def _traces(store: Store, withdrawal: Withdrawal, report: Report) -> Traces:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import sqlite3
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
@@ -17,16 +22,17 @@ import zstandard
 from assets.keys import label, selection
 from mona.errors import RequestError, WorkError
 from mona.sample import from_records
-from orchestration import cli, withdrawal
+from orchestration import cli, scrub, withdrawal
 from orchestration.definitions import build_resources
 from orchestration.home import open_instance
 from orchestration.lineage import uses_of_origin, uses_of_sample
 from orchestration.taints import CHECK, standing_on, taints
 from orchestration.verify import withdrawn
-from resources.records import Record
+from resources.records import Record, Records
 from resources.withdrawals import Withdrawals
 from tests.orchestration.conftest import Project, findings, small_project, sums, verses
 from tests.orchestration.searching import search
+from tests.orchestration.test_crash import PRELOAD
 
 SUBSET = label(selection("adding", "mona"), "fruit|tiny")
 CONTROL = label(selection("controls", "random"), "fruit|tiny")
@@ -303,6 +309,103 @@ def test_a_withdrawal_cut_short_is_completed(
     assert Withdrawals(one.config.home).pending() == []
     assert findings(one) == []
     assert {w.asset for w in withdrawn(records_of(one))} >= {"raw_pool[fruit]"}
+
+
+def test_a_reader_that_keeps_old_pages_is_waited_for(
+    one: Project, mona: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub, "_WAIT_SECONDS", 0.2)
+    sample = chosen(one)
+    texts = turns(one, sample)
+    path = one.config.home / "dagster" / "history" / "runs" / "index.db"
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM event_logs").fetchone()
+    with pytest.raises(WorkError, match="index.db: .*stop what uses Dagster's history"):
+        mona("withdraw", "--sample", sample, "--reason", "asked")
+    assert len(Withdrawals(one.config.home).unfinished()) == 1
+    reader.execute("COMMIT")
+    # A connection at rest, as those of Dagster's UI, is no hindrance.
+    mona("withdraw", "--sample", sample, "--reason", "asked")
+    assert search(one.root, sample, texts) == {}
+    reader.close()
+    assert search(one.root, sample, texts) == {}
+
+
+Place = Literal["history", "records", "tables"]
+
+
+def withdraw_and_die(config: str, sample: str, place: Place) -> None:
+    """`mona withdraw`, killed when Dagster's first database is written but its free pages are
+    not yet cleared, between two records of the first table, or with the last table rewritten
+    and its old versions still there."""
+
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if place == "history":
+        connect = sqlite3.connect
+
+        class Dying(sqlite3.Connection):
+            def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+                if sql == "VACUUM" and self.total_changes:
+                    die()
+                return super().execute(sql, *rest)
+
+        scrub.sqlite3.connect = lambda path, **kw: connect(path, factory=Dying, **kw)
+    elif place == "records":
+        amend = Records.amend
+
+        def once(self: Records, *given: Any) -> None:
+            amend(self, *given)
+            die()
+
+        Records.amend = once
+    else:
+        rest = withdrawal.remove_rest
+        withdrawal.remove_rest = lambda store, name, moved: (
+            die() if name == "pool.fruit" else rest(store, name, moved)
+        )
+    sys.argv = ["mona", "withdraw", "--sample", sample, "--reason", "asked", "--config", config]
+    cli.main()
+
+
+def test_a_killed_withdrawal_is_said_and_completed(one: Project, mona: Any, capsys: Any) -> None:
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([*PRELOAD, "tests.orchestration.test_withdraw"])
+    ledger = Withdrawals(one.config.home)
+    places: list[tuple[Place, str]] = [
+        ("history", "withdraw"),
+        ("records", "run"),
+        ("tables", "withdraw"),
+    ]
+    samples = [chosen(one, rank) for rank in (1, 2, 3)]
+    gone = {}
+    for (place, then), sample in zip(places, samples, strict=True):
+        gone[sample] = turns(one, sample)
+        given = (str(one.config_path), sample, place)
+        child = server.Process(target=withdraw_and_die, args=given)
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, place
+        (name,) = ledger.unfinished()
+        assert search(one.root, sample, gone[sample]), place
+        cli.cli(["status", "--config", str(one.config_path)], standalone_mode=False)
+        said = capsys.readouterr()
+        assert f"withdrawal {name} is not complete: mona run completes it" in said.err
+        assert "tainted" in said.out
+        # Nothing is made of what is half gone, by Dagster's daemon either.
+        with pytest.raises(WorkError, match=f"withdrawal {name} is at work or was cut short"):
+            mona("export", "adding/mona", "--format", "jsonl", "--out", str(one.root / "late"))
+        if then == "run":
+            one.run()
+            assert set(one.status().values()) == {"fresh"}
+        else:
+            mona("withdraw", "--sample", sample, "--reason", "asked")
+        assert ledger.unfinished() == []
+        for key, texts in gone.items():
+            assert search(one.root, key, texts) == {}, place
+        assert findings(one) == []
 
 
 def test_an_example_of_the_target_can_be_withdrawn(one: Project, mona: Any) -> None:

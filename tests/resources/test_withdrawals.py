@@ -103,6 +103,18 @@ def test_an_amended_record_keeps_its_digest_and_names_the_new_version(store: Sto
         records.get(digest)
 
 
+def test_no_step_begins_while_a_withdrawal_is_not_complete(store: Store) -> None:
+    ledger, asked = Withdrawals(store.home), Withdrawal("asked", ids=("a",))
+    ledger.open(asked)
+    refused = f"withdrawal {asked.name} is at work or was cut short"
+    with pytest.raises(WorkError, match=refused), store.lock("codes.a"):
+        pass
+    with store.lock("codes.a", withdrawing=True):
+        ledger.close(asked.name, {})
+    with store.lock("codes.a"):
+        pass
+
+
 def test_the_ledger_knows_what_is_pending_and_what_may_not_come_back(tmp_path: Path) -> None:
     ledger = Withdrawals(tmp_path)
     assert (ledger.all(), ledger.pending()) == ([], [])
@@ -118,6 +130,8 @@ def test_the_ledger_knows_what_is_pending_and_what_may_not_come_back(tmp_path: P
     forbidden = ledger.forbidden()
     assert forbidden.ids == {"a"}  # a source's rows may come back by another source
     assert [forbidden.covers(label) for label in ("s", "s/x", "sx")] == [True, True, False]
+    assert (ledger.of_dataset("d"), ledger.of_dataset("e")) == ([by_id.name], [])
+    ledger.close(by_source.name, {"tables": {}})
     assert ledger.of_dataset("e") == [by_source.name]
     assert ledger.gone_from("e") == {"b"}
     assert [found.reason for found in ledger.of_sample("b")] == ["licence"]
