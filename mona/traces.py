@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+BLANK = "[withdrawn]"  # stands where a text was taken out
 _PIECE = 32
 _SHORTEST = 16
 _PICTURE = re.compile(r"base64,[A-Za-z0-9+/=]+")

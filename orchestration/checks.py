@@ -14,8 +14,11 @@ from assets.keys import (
     SAE,
     SAE_CODES,
     Partitions,
+    evaluation,
+    evaluations,
     finetune,
     label,
+    leaderboard,
     selection,
     subsets,
 )
@@ -47,6 +50,10 @@ def build_checks(config: Config, partitions: Partitions) -> list[dg.AssetChecksD
         checks.append(_withdrawal_check(selection(owner, recipe), partitions))
         if config.recipes[recipe].finetune is not None:
             checks.append(_withdrawal_check(finetune(owner, recipe), partitions))
+    measured = evaluations(config.targets, config.recipes)
+    boards = dict.fromkeys(leaderboard(target) for target, _ in measured)
+    for key in (*(evaluation(*pair) for pair in measured), *boards):
+        checks.append(_withdrawal_check(key, partitions))
     return checks
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 the request or configuration is wrong.
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +120,7 @@ def status(
     from orchestration.planner import Choice, Standing, label, states, steps
     from orchestration.run import observe
     from orchestration.taints import taints
+    from resources.withdrawals import Withdrawals
 
     choice = Choice(datasets, models, targets, recipes).checked(config)
     definitions = build_definitions(config)
@@ -129,6 +132,8 @@ def status(
             {"asset": label(state.key, state.partition), "status": state.status, "why": state.why}
             for state in states(standing, steps(config, choice))
         ]
+    for withdrawal in Withdrawals(config.home).unfinished():
+        click.echo(f"withdrawal {withdrawal} is not complete: mona run completes it", err=True)
     tainted = taints(resources["records"])
     for row in rows:
         if row["asset"] in tainted:
@@ -253,23 +258,24 @@ def export(
     from mona.export import export as write
 
     config = load_config(config_path)
-    subset, every = _chosen(config, selection, dataset, model)
-    rows = [row for row in every if row["messages"] is not None]
     unfit: list[str] = []
     file = Path(out).expanduser()
-    tuning = config.recipes[selection.partition("/")[2]].finetune
-    try:
-        written = write(
-            rows,
-            fmt,
-            file,
-            force=force,
-            left_out=unfit.append if skip_unfit else None,
-            training=tuning if fmt == "llamafactory" else None,
-        )
-    except UnfitSampleError as error:
-        raise RequestError(f"{error}; --skip-unfit leaves such samples out") from error
-    _remember(config, subset, rows, written)
+    with _export_lock(config, file):
+        subset, every = _chosen(config, selection, dataset, model)
+        rows = [row for row in every if row["messages"] is not None]
+        tuning = config.recipes[selection.partition("/")[2]].finetune
+        try:
+            written = write(
+                rows,
+                fmt,
+                file,
+                force=force,
+                left_out=unfit.append if skip_unfit else None,
+                training=tuning if fmt == "llamafactory" else None,
+            )
+        except UnfitSampleError as error:
+            raise RequestError(f"{error}; --skip-unfit leaves such samples out") from error
+        _remember(config, subset, rows, written)
     for path in written:
         click.echo(path)
     if len(rows) < len(every):
@@ -361,6 +367,15 @@ def _chosen(
     if made is None:
         raise WorkError(f"{selection} of {dataset} with {model} was never made: mona run first")
     return asset, read_subset(resources["store"], records, records.get(made), dataset)
+
+
+def _export_lock(config: Config, file: Path) -> AbstractContextManager[None]:
+    """Held from the reading to the ledger's note, so that a withdrawal finds the file."""
+    from orchestration.definitions import build_resources
+
+    name = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]
+    lock: AbstractContextManager[None] = build_resources(config)["store"].lock(f"export.{name}")
+    return lock
 
 
 def _remember(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -46,23 +47,24 @@ def withdraw(
 
     resources = build_resources(config)
     records, store = resources["records"], resources["store"]
-    if source is not None:
-        withdrawal = of_source(source, reason, config, records, store)
-    else:
-        ids = _read_ids(Path(listed)) if listed is not None else list(samples)
-        withdrawal = of_samples(ids, reason, config, records, store)
+    asked = (
+        partial(of_source, source)
+        if source is not None
+        else partial(of_samples, _read_ids(Path(listed)) if listed is not None else samples)
+    )
+    find = partial(asked, reason, config, records, store)
     definitions = build_definitions(config)
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     with open_instance(config) as instance:
-        report = carry_out(withdrawal, config, definitions, instance, records, store)
+        report = carry_out(find, config, definitions, instance, records, store)
         finish_pending(config, definitions, instance, records, store)
         observe(config, instance, resources)
     if as_json:
-        click.echo(json.dumps({"withdrawal": withdrawal.name, **asdict(report)}))
+        click.echo(json.dumps(asdict(report)))
         return
     rewritten = sum(report.tables.values())
     click.echo(
-        f"withdrawal {withdrawal.name}: {len(withdrawal.all_ids)} samples; "
+        f"withdrawal {report.withdrawal}: {report.samples} samples; "
         f"{rewritten} versions of {len(report.tables)} tables, {len(report.exports)} exports and "
         f"{report.history} entries of Dagster's history written anew"
     )

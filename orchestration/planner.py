@@ -36,6 +36,8 @@ from assets.keys import (
 )
 from mona.errors import RequestError
 from orchestration.config import Config
+from orchestration.taints import taints
+from resources.records import Records
 
 UPTO = (
     "raw_pool",
@@ -160,7 +162,8 @@ def steps(config: Config, choice: Choice) -> list[Step]:
 
 @dataclass
 class Standing:
-    """Freshness of asset partitions, read once from an instance."""
+    """Freshness of asset partitions, read once from an instance; what a withdrawal tainted is
+    stale too."""
 
     instance: dg.DagsterInstance
     graph: BaseAssetGraph[Any]
@@ -173,6 +176,7 @@ class Standing:
     def forget(self) -> None:
         """Drops what was read: after a run it is out of date."""
         self._states.clear()
+        self._tainted = taints(Records(home=str(self.config.home)))
         self._resolver = CachingStaleStatusResolver(
             self.instance, self.graph, LoadingContextForTest(self.instance)
         )
@@ -195,6 +199,10 @@ class Standing:
             if above.status in ("stale", "missing", "waiting"):
                 shown = label(parent, parent_partition)
                 return State(key, partition, "waiting", f"upstream {shown} is {above.status}")
+        if label(key, partition) in self._tainted:
+            # What was chosen or learned may come out the same without the withdrawn row: then no
+            # version changes, and yet the record must not stand on it.
+            return State(key, partition, "stale", "stands on a withdrawn row")
         return State(key, partition, "fresh")
 
     def parents(

@@ -5,15 +5,19 @@ is `orchestration.sensors`.
 """
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 
 from assets.keys import RAW_POOL
 from orchestration.automation import follows
 from orchestration.config import Config
+from orchestration.home import ACTIVE_RUNS, bury_dead_runs
 from orchestration.planner import Choice, Standing, Step, label, steps
 
-EVERYTHING = dg.AssetSelection.all()
+# A run that Dagster's daemon left behind as it died is shown as started for ever.
+_LONGEST_RUN = timedelta(days=1)
 
 
 def build_schedules(config: Config) -> list[dg.ScheduleDefinition]:
@@ -46,14 +50,19 @@ def _sweep(config: Config, cron: str) -> dg.ScheduleDefinition:
     @dg.schedule(
         cron_schedule=cron,
         name="sweep",
-        target=EVERYTHING,
+        # Dagster's own job of all assets: one of a selection can't mix partitions.
+        job_name=IMPLICIT_ASSET_JOB_NAME,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Requests every stale or missing partition whose inputs are ready.",
+        description="Requests every stale or missing partition whose inputs are ready and that "
+        "no run is making.",
     )
     def sweep(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
         assert context.repository_def is not None
         standing = Standing(context.instance, context.repository_def.asset_graph, config)
+        making = under_way(context.instance)
         for step in due(standing, steps(config, Choice())):
+            if any((key, step.partition) in making for key in step.keys):
+                continue
             keys = " ".join(label(key, step.partition) for key in step.keys)
             yield dg.RunRequest(
                 run_key=f"{context.scheduled_execution_time:%Y%m%d%H%M} {keys}",
@@ -62,6 +71,20 @@ def _sweep(config: Config, cron: str) -> dg.ScheduleDefinition:
             )
 
     return sweep
+
+
+def under_way(instance: dg.DagsterInstance) -> set[tuple[dg.AssetKey, str | None]]:
+    """The asset partitions that runs are making or wait to make."""
+    bury_dead_runs(instance)
+    unfinished = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.QUEUED, *ACTIVE_RUNS.statuses],
+        created_after=datetime.now(UTC) - _LONGEST_RUN,
+    )
+    return {
+        (key, run.tags.get("dagster/partition"))
+        for run in instance.get_runs(filters=unfinished)
+        for key in run.asset_selection or ()
+    }
 
 
 def due(standing: Standing, planned: list[Step]) -> Iterator[Step]:

@@ -65,6 +65,7 @@ def bring_up_to_date(
 
         resources = build_resources(config)
         finish_pending(config, definitions, instance, resources["records"], resources["store"])
+        observe(config, instance, resources)
     standing = Standing(instance, definitions.resolve_asset_graph(), config)
     job = definitions.resolve_implicit_global_asset_job_def()
     done = Done()

@@ -10,15 +10,15 @@ import json
 import re
 import sqlite3
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from assets.describe import TEXT_COLUMNS
 from mona.errors import WorkError
 from mona.files import write_whole
-from mona.traces import Traces
+from mona.traces import BLANK, Traces
 
-BLANK = "[withdrawn]"
 _ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 _SQLITE = b"SQLite format 3\x00"
 _WAIT_SECONDS = 30
@@ -34,12 +34,14 @@ def scrub(home: Path, sample_ids: Collection[str], traces: Traces) -> int:
     for path in sorted(path for path in home.rglob("*") if path.is_file()):
         if path.name.endswith(("-wal", "-shm")):
             continue
-        with path.open("rb") as stream:
-            is_database = stream.read(len(_SQLITE)) == _SQLITE
-        if is_database:
-            changed += _scrub_database(path, sample_ids, traces)
-        else:
-            changed += _scrub_log(path, traces)
+        # Mona's UI may be at work beside this: what it removes meanwhile shows nothing.
+        with suppress(FileNotFoundError):
+            with path.open("rb") as stream:
+                is_database = stream.read(len(_SQLITE)) == _SQLITE
+            if is_database:
+                changed += _scrub_database(path, sample_ids, traces)
+            else:
+                changed += _scrub_log(path, traces)
     return changed
 
 

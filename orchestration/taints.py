@@ -12,6 +12,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assets.targets import test_rows_table
 from mona.errors import MonaError
 from orchestration.home import PROCESS_TAG, QUIET, process_name
 from orchestration.lineage import kind
@@ -42,46 +43,66 @@ def standing_on(
     examples: Mapping[str, list[str]],
 ) -> dict[str, str]:
     """Digest -> asset partition of every selection, fine-tune and evaluation, past ones too,
-    that used one of these samples (by dataset) or examples (by target)."""
+    that used one of these samples (by dataset) or of these examples and test rows (by target).
+
+    A sample and an example are in all that follows from them, the models too. A test row is not:
+    a subset is only checked against it, a model only measured on it.
+    """
     known = readable(records)
-    users = {
+    shown: set[str] = set()
+    asked: set[str] = set()
+    for target, ids in examples.items():
+        for digest, record in known.items():
+            if record.asset == f"{target}/examples":
+                shown |= {digest} if _has(store, record, ids, f"examples.{target}") else set()
+                asked |= {digest} if _has(store, record, ids, test_rows_table(target)) else set()
+    held = {
         digest
         for digest, record in known.items()
         if any(_holds(store, record, where, ids) for where, ids in samples.items())
-        or any(
-            record.asset == f"{t}/examples" and _has(store, record, examples[t]) for t in examples
-        )
     }
-    grown = True
-    while grown:
-        below = {d for d, record in known.items() if users & set(record.inputs.values())} - users
-        users |= below
-        grown = bool(below)
-    return {d: known[d].asset for d in sorted(users) if kind(known[d].asset) in _SHOWN}
+    users = held | _made_from(known, shown, "prototype")
+    newest = users
+    while newest:
+        newest = _made_from(known, newest) - users
+        users |= newest
+    # Few-shot examples are read at the measuring itself.
+    measured = _made_from(known, shown | asked, "evaluation")
+    found = users | measured | _made_from(known, measured) | _made_from(known, asked, "selection")
+    return {d: known[d].asset for d in sorted(found) if kind(known[d].asset) in _SHOWN}
+
+
+def _made_from(known: Mapping[str, Record], digests: set[str], wanted: str = "") -> set[str]:
+    """The records, of one kind if one is given, that read one of these directly."""
+    return {
+        digest
+        for digest, record in known.items()
+        if digests & set(record.inputs.values()) and wanted in ("", kind(record.asset))
+    }
 
 
 def _holds(store: Store, record: Record, dataset: str, ids: list[str]) -> bool:
     own = f"[{dataset}|" in record.asset
-    return own and kind(record.asset) == "selection" and _has(store, record, ids)
+    if not own or kind(record.asset) != "selection":
+        return False
+    return any(_has(store, record, ids, name) for name in record.tables)
 
 
-def _has(store: Store, record: Record, ids: list[str]) -> bool:
-    wanted = pa.array(ids, pa.string())
-    return any(
-        bool(pc.any(pc.is_in(store.sample_ids(name, version=seal.version), wanted)).as_py())
-        for name, seal in record.tables.items()
-        # Of what nothing stands on, a clean-up may have removed the version.
-        if store.exists(name) and seal.version in versions(store, name)
-    )
+def _has(store: Store, record: Record, ids: list[str], name: str) -> bool:
+    seal = record.tables.get(name)
+    # Of what nothing stands on, a clean-up may have removed the version.
+    if seal is None or not store.exists(name) or seal.version not in versions(store, name):
+        return False
+    held = store.sample_ids(name, version=seal.version)
+    return bool(pc.any(pc.is_in(held, pa.array(ids, pa.string()))).as_py())
 
 
 def taints(records: Records) -> dict[str, str]:
     """Asset partition -> why, of those whose current record stands on withdrawn samples."""
-    current = records.pointers()
     found: dict[str, list[str]] = {}
     for withdrawal in Withdrawals(records.home).all():
         for digest, asset in withdrawal.tainted.items():
-            if current.get(asset) == digest:
+            if records.current(asset) == digest:
                 found.setdefault(asset, []).append(shown_reasons([withdrawal]))
     return {asset: "; ".join(why) for asset, why in found.items()}
 

@@ -9,13 +9,15 @@ scores and reasons are left, and what stood on the samples is tainted until it i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 
 from assets.raw_pool import pool_table, quarantine_table
 from assets.targets import test_rows_table
@@ -23,7 +25,7 @@ from mona.errors import RequestError, WorkError
 from mona.export import held, without
 from mona.files import file_digest
 from mona.pool import Withdrawn, row_digest
-from mona.traces import Traces
+from mona.traces import BLANK, Traces
 from orchestration.config import Config
 from orchestration.home import ACTIVE_RUNS, bury_dead_runs, dagster_home
 from orchestration.lineage import uses_of_sample
@@ -32,7 +34,7 @@ from orchestration.scrub import scrub
 from orchestration.taints import mark, readable, standing_on
 from orchestration.verify import audited
 from resources.exports import Exports
-from resources.purge import remove_rest, rewrite, rows_ever, versions
+from resources.purge import Cut, remove_rest, rewrite, rows_ever, rows_with, versions
 from resources.records import Records, seal_at
 from resources.store import Store
 from resources.withdrawals import Withdrawal, Withdrawals
@@ -43,10 +45,12 @@ _FILES_NAMED = 100
 
 @dataclass(slots=True)
 class Report:
-    """What was removed, and what is left for a person: table -> versions written anew, exported
-    files -> rows taken out, strings blanked in Dagster's history, and what can't be reached
-    from here."""
+    """What was removed, and what is left for a person: the withdrawal's name and how many samples
+    it took, table -> versions written anew, exported files -> rows taken out, strings blanked in
+    Dagster's history, and what can't be reached from here."""
 
+    withdrawal: str
+    samples: int
     tables: dict[str, int] = field(default_factory=dict)
     exports: dict[str, int] = field(default_factory=dict)
     history: int = 0
@@ -159,12 +163,19 @@ def finish_pending(
     store: Store,
 ) -> None:
     """Completes withdrawals that were cut short. WorkError where one is under way."""
-    for withdrawal in Withdrawals(config.home).pending():
-        carry_out(withdrawal, config, definitions, instance, records, store)
+    for name in [withdrawal.name for withdrawal in Withdrawals(config.home).pending()]:
+        found = partial(_noted, config, name)
+        carry_out(found, config, definitions, instance, records, store)
+
+
+def _noted(config: Config, name: str) -> Withdrawal:
+    found = Withdrawals(config.home).get(name)
+    assert found is not None
+    return found
 
 
 def carry_out(
-    withdrawal: Withdrawal,
+    asked: Callable[[], Withdrawal],
     config: Config,
     definitions: dg.Definitions,
     instance: dg.DagsterInstance,
@@ -173,21 +184,25 @@ def carry_out(
 ) -> Report:
     """Removes what a withdrawal names, everywhere; asked again it completes what is left.
 
-    WorkError when a run is at work, when Dagster's history is in use, or when the configured
-    webhook did not take the notice (the withdrawal is complete then).
+    `asked` is called once nothing else is at work: what a run that ends meanwhile made of the
+    samples is found too. WorkError when a run is at work, when Dagster's history is in use, or
+    when the configured webhook did not take the notice (the withdrawal is complete then).
     """
-    with _alone(config, instance, store):
+    with _alone(config, instance, store) as stay_alone:
+        withdrawal = asked()
         ledger = Withdrawals(config.home)
         if ledger.get(withdrawal.name) is None:
             ledger.open(withdrawal)
-        report = Report()
+        # No step can begin from here on; one that began just before is seen now.
+        stay_alone()
+        report = Report(withdrawal.name, len(withdrawal.all_ids))
         traces = _traces(store, withdrawal, report)
         _clear_scratch(config)
         _clear_wheels(config, withdrawal)
         _clean_exports(config, withdrawal, report)
         report.history = scrub(Path(dagster_home(config)), withdrawal.all_ids, traces)
-        for name, column, values in _tables(store, withdrawal):
-            _clean_table(withdrawal, records, store, name, column, values, report)
+        for name, cut in _tables(store, withdrawal, traces):
+            _clean_table(withdrawal, records, store, name, cut, report)
         tainted = mark(instance, definitions, records)
         report.tainted = [a for a in tainted if a in withdrawal.tainted.values()]
         ledger.close(withdrawal.name, {"tables": report.tables, "by_hand": report.by_hand})
@@ -197,7 +212,7 @@ def carry_out(
             "event": "withdrawn",
             "withdrawal": withdrawal.name,
             "reason": withdrawal.reason,
-            "samples": len(withdrawal.all_ids),
+            "samples": report.samples,
             "tainted": report.tainted,
         },
     )
@@ -205,17 +220,26 @@ def carry_out(
 
 
 @contextmanager
-def _alone(config: Config, instance: dg.DagsterInstance, store: Store) -> Iterator[None]:
-    """Holds every lock that any step ever took. WorkError when a run is at work."""
+def _alone(
+    config: Config, instance: dg.DagsterInstance, store: Store
+) -> Iterator[Callable[[], None]]:
+    """Holds every lock that any step ever took; called again, what it gives takes those made
+    since. WorkError when a run is at work."""
+    held = {"withdrawal"}
     with ExitStack() as stack:
-        stack.enter_context(store.lock("withdrawal"))
+        stack.enter_context(store.lock("withdrawal", withdrawing=True))
         bury_dead_runs(instance)
-        for run in instance.get_runs(filters=ACTIVE_RUNS, limit=1):
-            raise WorkError(f"run {run.run_id} is at work: wait or stop it")
-        for path in sorted((config.home / "locks").glob("*.lock")):
-            if path.stem != "withdrawal":
-                stack.enter_context(store.lock(path.stem))
-        yield
+
+        def take() -> None:
+            for run in instance.get_runs(filters=ACTIVE_RUNS, limit=1):
+                raise WorkError(f"run {run.run_id} is at work: wait or stop it")
+            for path in sorted((config.home / "locks").glob("*.lock")):
+                if path.stem not in held:
+                    stack.enter_context(store.lock(path.stem, withdrawing=True))
+                    held.add(path.stem)
+
+        take()
+        yield take
 
 
 def _traces(store: Store, withdrawal: Withdrawal, report: Report) -> Traces:
@@ -232,9 +256,10 @@ def _traces(store: Store, withdrawal: Withdrawal, report: Report) -> Traces:
                 files.add(f"{origin['source']}: {origin['file']}{line}")
     for target, ids in withdrawal.examples.items():
         for name in (f"examples.{target}", test_rows_table(target)):
-            for row in _stored_rows(store, name, ids, ["messages"]):
-                for message in row["messages"]:
-                    traces.add(message["content"])
+            for row in _stored_rows(store, name, ids, ["messages", "question", "references"]):
+                turns = [message["content"] for message in row["messages"]]
+                for text in (*turns, row["question"], *row["references"]):
+                    traces.add(text)
     report.by_hand += [f"its source still has it, {f}" for f in sorted(files)][:_FILES_NAMED]
     return traces
 
@@ -297,24 +322,49 @@ def _may_hold(path: Path, ids: set[str]) -> bool:
         return True
 
 
-def _tables(store: Store, withdrawal: Withdrawal) -> Iterator[tuple[str, str, list[str]]]:
-    """(table, column, values) whose rows go. Those that hold the text come last, since an
+def _tables(store: Store, withdrawal: Withdrawal, traces: Traces) -> Iterator[tuple[str, Cut]]:
+    """The tables and what goes from each. Those that hold the text come last, since an
     interrupted withdrawal needs it again."""
     names = store.table_names()
-    texts: list[tuple[str, str, list[str]]] = []
+    texts: list[tuple[str, Cut]] = []
+    if withdrawal.samples or withdrawal.examples:
+        for name in names:
+            if name.startswith("evaluation."):
+                asked = withdrawal.examples.get(name.split(".")[1], [])
+                yield name, _answers(set(asked), traces)
     for kind, owners in (("", withdrawal.samples), ("example_", withdrawal.examples)):
         for owner, ids in owners.items():
             prefixes = (f"{kind}activations.{owner}.", f"{kind}codes.{owner}.")
-            yield from ((name, "sample_id", ids) for name in names if name.startswith(prefixes))
+            cut = rows_with("sample_id", ids)
+            yield from ((name, cut) for name in names if name.startswith(prefixes))
             own = [f"examples.{owner}", test_rows_table(owner)] if kind else [pool_table(owner)]
-            texts += [(name, "sample_id", ids) for name in own if name in names]
+            texts += [(name, cut) for name in own if name in names]
     if withdrawal.source is not None:
         this = Withdrawn(sources=(withdrawal.source,))
         for name in map(quarantine_table, withdrawal.datasets):
             labels = sorted(filter(this.covers, _labels(store, name) if name in names else ()))
             if labels:
-                yield name, "source", labels
+                yield name, rows_with("source", labels)
     yield from texts
+
+
+def _answers(asked: set[str], traces: Traces) -> Cut:
+    """A model's answers to withdrawn test rows, and those that say a withdrawn text again, as a
+    model does that was tuned on it. The values measured stay."""
+
+    def found(batch: pa.RecordBatch) -> pa.Array:
+        ids, answers = batch.column("sample_id").to_pylist(), batch.column("answer").to_pylist()
+        return pa.array(
+            [
+                answer is not None
+                and answer != BLANK
+                and (sample in asked or traces.shown_in(answer))
+                for sample, answer in zip(ids, answers, strict=True)
+            ],
+            pa.bool_(),
+        )
+
+    return Cut(("sample_id", "answer"), found, blank="answer")
 
 
 def _labels(store: Store, name: str) -> set[str]:
@@ -331,19 +381,18 @@ def _clean_table(
     records: Records,
     store: Store,
     name: str,
-    column: str,
-    values: list[str],
+    cut: Cut,
     report: Report,
 ) -> None:
     known = readable(records)
     pinned = [digest for digest, record in audited(records, known) if name in record.tables]
     keep = {known[digest].tables[name].version for digest in pinned}
-    moved = rewrite(store, name, column, values, keep | set(store.tags(name).values()))
+    moved = rewrite(store, name, cut, keep | set(store.tags(name).values()))
     seals = {new: seal_at(store, name, new) for new in moved.values()}
     for digest, record in known.items():
         seal = record.tables.get(name)
         if seal is not None and seal.version in moved:
-            removed = _row_digests(store, name, seal.version, values)
+            removed = _row_digests(store, name, seal.version, cut)
             tables = {name: seals[moved[seal.version]]}
             records.amend(digest, tables, removed, withdrawal.name)
     for digest in pinned:
@@ -355,14 +404,12 @@ def _clean_table(
         report.tables[name] = len(moved)
 
 
-def _row_digests(store: Store, name: str, version: int, ids: Sequence[str]) -> Mapping[str, str]:
+def _row_digests(store: Store, name: str, version: int, cut: Cut) -> Mapping[str, str]:
     """Sample id -> row digest of the pool rows that go from a version; none of other tables."""
     if not name.startswith("pool."):
         return {}
-    wanted = set(ids)
     return {
         row["sample_id"]: row_digest(row["sample_id"], row["origins"]).hex()
         for batch in store.scan(name, ["sample_id", "origins"], version=version)
-        for row in batch.to_pylist()
-        if row["sample_id"] in wanted
+        for row in batch.filter(cut.found(batch)).to_pylist()
     }

@@ -10,17 +10,36 @@ Which rows must go, and who is told of the new versions, is the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mona.traces import BLANK
 from resources.store import Store
 
 # Token activations make rows of megabytes.
 _BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What goes out of a table: the rows that `found`, which reads `columns`, says true of.
+    With `blank`, a column of strings, such a row stays and only that string is replaced; `found`
+    must then say false of what was replaced."""
+
+    columns: tuple[str, ...]
+    found: Callable[[pa.RecordBatch], pa.Array]
+    blank: str | None = None
+
+
+def rows_with(column: str, values: Iterable[str]) -> Cut:
+    """The rows that have one of these values in a column."""
+    wanted = pa.array(sorted(values), pa.string())
+    return Cut((column,), lambda batch: pc.is_in(batch.column(column), wanted))
 
 
 def versions(store: Store, name: str) -> list[int]:
@@ -28,24 +47,19 @@ def versions(store: Store, name: str) -> list[int]:
     return sorted(int(found["version"]) for found in store.open(name).to_lance().versions())
 
 
-def rewrite(
-    store: Store, name: str, column: str, gone: Iterable[str], keep: Iterable[int]
-) -> dict[int, int]:
-    """Old version -> the new one that holds all its rows but those with a `gone` value in
-    `column`, for those of `keep` and the current version that hold one, hidden rows included.
+def rewrite(store: Store, name: str, cut: Cut, keep: Iterable[int]) -> dict[int, int]:
+    """Old version -> the new one without what goes, for those of `keep` and the current version
+    that hold any of it, hidden rows included.
 
     The current version is the last, as before. Nothing is removed: see `remove_rest`.
     """
-    values = pa.array(sorted(gone), pa.string())
     current = store.version(name)
     kept = sorted({*keep, current} & set(versions(store, name)))
     moved: dict[int, int] = {}
     for version in kept:
-        if _holds(store, name, version, column, values):
+        if _holds(store, name, version, cut):
             schema = store.open(name).to_lance().checkout_version(version).schema
-            moved[version] = store.replace(
-                name, _others(store, name, version, column, values), schema
-            )
+            moved[version] = store.replace(name, _left(store, name, version, cut), schema)
     if moved and current not in moved:
         # An older version's rows were written last; what is current must not change.
         store.open(name).restore(current)
@@ -86,26 +100,31 @@ def rows_ever(
                 yield from batch.filter(pc.is_in(batch.column(column), wanted)).to_pylist()
 
 
-def _holds(store: Store, name: str, version: int, column: str, values: pa.Array) -> bool:
+def _holds(store: Store, name: str, version: int, cut: Cut) -> bool:
     dataset = store.open(name).to_lance().checkout_version(version)
-    if column not in dataset.schema.names:
+    if not set(cut.columns) <= set(dataset.schema.names):
         return False
     for fragment in dataset.get_fragments():
         # Rows that a deletion hides are still in the fragment's file.
-        rows = fragment.scanner(columns=[column], with_row_id=True, include_deleted_rows=True)
-        if any(_any_of(batch.column(column), values) for batch in rows.to_batches()):
+        rows = fragment.scanner(
+            columns=list(cut.columns),
+            with_row_id=True,
+            include_deleted_rows=True,
+            batch_size=_BATCH_ROWS,
+        )
+        if any(pc.any(cut.found(batch)).as_py() for batch in rows.to_batches()):
             return True
     return False
 
 
-def _any_of(column: pa.Array, values: pa.Array) -> bool:
-    return bool(pc.any(pc.is_in(column, values)).as_py())
-
-
-def _others(
-    store: Store, name: str, version: int, column: str, values: pa.Array
-) -> Iterator[pa.RecordBatch]:
+def _left(store: Store, name: str, version: int, cut: Cut) -> Iterator[pa.RecordBatch]:
     for batch in store.scan(name, version=version, batch_rows=_BATCH_ROWS):
-        left: Any = batch.filter(pc.invert(pc.is_in(batch.column(column), values)))
+        found = cut.found(batch)
+        if cut.blank is None:
+            left: Any = batch.filter(pc.invert(found))
+        else:
+            place = batch.schema.get_field_index(cut.blank)
+            text = pc.if_else(found, BLANK, batch.column(place))
+            left = batch.set_column(place, batch.schema.field(place), text)
         if left.num_rows:
             yield left

@@ -45,12 +45,16 @@ class Store(dg.ConfigurableResource):
         return path
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Holds `name` for this process; WorkError at once when another process has it.
+    def lock(self, name: str, *, withdrawing: bool = False) -> Iterator[None]:
+        """Holds `name` for this process; WorkError at once when another process has it, or when
+        a withdrawal is not complete: what is written then could hold what it takes out. Only
+        the withdrawal itself is `withdrawing`.
 
         The lock is the operating system's, so it goes with its process, kill -9 included.
         """
         from filelock import FileLock, Timeout
+
+        from resources.withdrawals import Withdrawals
 
         path = self.folder("locks") / f"{_checked(name)}.lock"
         holder = path.with_suffix(".holder")
@@ -64,6 +68,12 @@ class Store(dg.ConfigurableResource):
             ) from None
         try:
             holder.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            pending = [] if withdrawing else Withdrawals(self.home).unfinished()
+            if pending:
+                raise WorkError(
+                    f"{name}: withdrawal {pending[0]} is at work or was cut short; wait for it, "
+                    "or complete it by mona run"
+                )
             yield
         finally:
             lock.release()

@@ -73,8 +73,14 @@ class Withdrawals:
         return self._read(path) if path.exists() else None
 
     def pending(self) -> list[Withdrawal]:
-        """Those whose removal was cut short."""
-        return [found for found in self.all() if not self._done(found.name).exists()]
+        """Those whose removal is at work or was cut short."""
+        names = set(self.unfinished())
+        return [found for found in self.all() if found.name in names] if names else []
+
+    def unfinished(self) -> list[str]:
+        """The names of the pending ones."""
+        found = (path.stem for path in self._folder.glob("*.json"))
+        return sorted(name for name in found if not self._done(name).exists())
 
     def open(self, withdrawal: Withdrawal) -> None:
         """Writes a withdrawal: from now on what it names can't come back."""
@@ -95,20 +101,26 @@ class Withdrawals:
         )
 
     def of_dataset(self, dataset: str) -> list[str]:
-        """The names of the withdrawals that took something out of a dataset."""
-        return sorted(w.name for w in self.all() if dataset in w.datasets)
+        """The names of the withdrawals that took something out of a dataset. A pending one does
+        not count: what follows from it must not start while it holds the locks."""
+        return sorted(w.name for w in self._complete() if dataset in w.datasets)
 
     def gone_from(self, dataset: str) -> set[str]:
         """The ids whose text went from a dataset."""
         return {key for w in self.all() for key in w.samples.get(dataset, [])}
 
     def of_target(self, target: str) -> list[str]:
-        """The names of the withdrawals that took something out of a target's rows."""
-        return sorted(w.name for w in self.all() if target in w.examples)
+        """The names of the withdrawals that took something out of a target's rows; as
+        `of_dataset`."""
+        return sorted(w.name for w in self._complete() if target in w.examples)
 
     def of_sample(self, sample_id: str) -> list[Withdrawal]:
         """The withdrawals that took a sample out of somewhere, oldest first."""
         return [found for found in self.all() if sample_id in found.all_ids]
+
+    def _complete(self) -> list[Withdrawal]:
+        pending = set(self.unfinished())
+        return [found for found in self.all() if found.name not in pending]
 
     def _done(self, name: str) -> Path:
         return self._folder / f"{name}.done"

@@ -9,8 +9,13 @@ import pytest
 from assets.keys import label, selection
 from orchestration.definitions import build_resources
 from orchestration.lineage import chain
-from tests.orchestration.conftest import Project, make_project, project, sums  # noqa: F401
-from tests.orchestration.test_lineage import findings
+from tests.orchestration.conftest import (  # noqa: F401
+    Project,
+    findings,
+    make_project,
+    project,
+    sums,
+)
 
 pytestmark = pytest.mark.acceptance
 DATASETS = 105

@@ -18,6 +18,7 @@ from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import open_instance
 from orchestration.planner import Choice, Standing, states, steps
 from orchestration.run import Done, bring_up_to_date, observe
+from orchestration.verify import Finding, verify
 
 FRUITS = ("apple", "pear", "plum", "fig", "quince", "cherry", "medlar", "grape")
 
@@ -107,6 +108,15 @@ class Project:
     def table(self, prefix: str) -> str:
         (name,) = (name for name in self.store.table_names() if name.startswith(prefix))
         return name
+
+
+def findings(project: Project) -> list[Finding]:
+    """What `mona lineage verify` finds."""
+    config = project.config
+    resources = build_resources(config)
+    with open_instance(config) as instance:
+        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
+        return verify(standing, resources["records"], resources["store"])
 
 
 def small_project(root: Path, model: Path) -> Project:
@@ -217,6 +227,11 @@ TINY_FINETUNE: dict[str, Any] = {
 
 @pytest.fixture
 def measured(project: Project) -> Project:
+    return measured_project(project)
+
+
+def measured_project(project: Project) -> Project:
+    """The project with two measured targets, a control and the untouched model."""
     project.settings["datasets"].pop("verse")
     rows = [
         {

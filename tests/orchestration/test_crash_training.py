@@ -16,9 +16,8 @@ from assets.evaluation import results_table
 from assets.keys import evaluation, finetune, label
 from orchestration.definitions import build_resources
 from orchestration.home import open_instance
-from tests.orchestration.conftest import TINY_FINETUNE, Project
+from tests.orchestration.conftest import TINY_FINETUNE, Project, findings
 from tests.orchestration.test_crash import PRELOAD
-from tests.orchestration.test_finetune import findings
 
 pytest.importorskip("trl")
 pytest.importorskip("lm_eval")

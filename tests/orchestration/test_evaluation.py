@@ -11,8 +11,7 @@ import pytest
 from assets.evaluation import LOSS
 from assets.keys import evaluation, label, leaderboard
 from orchestration.home import open_instance
-from tests.orchestration.conftest import Project
-from tests.orchestration.test_finetune import findings
+from tests.orchestration.conftest import Project, findings
 
 pytest.importorskip("trl")
 pytest.importorskip("lm_eval")

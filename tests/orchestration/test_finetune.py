@@ -9,12 +9,9 @@ import pytest
 
 from assets.keys import finetune, label, selection
 from mona.errors import RequestError
-from orchestration.definitions import build_definitions, build_resources
-from orchestration.home import open_instance
+from orchestration.definitions import build_resources
 from orchestration.lineage import chain, uses_of_sample
-from orchestration.planner import Standing
-from orchestration.verify import Finding, verify
-from tests.orchestration.conftest import TINY_FINETUNE, Project
+from tests.orchestration.conftest import TINY_FINETUNE, Project, findings
 
 pytest.importorskip("trl")
 pytest.importorskip("peft")
@@ -35,14 +32,6 @@ def training(project: Project) -> Project:
 def folder(project: Project) -> Path:
     (found,) = (project.root / "store/finetunes/adding/mona/fruit.tiny").iterdir()
     return found
-
-
-def findings(project: Project) -> list[Finding]:
-    config = project.config
-    resources = build_resources(config)
-    with open_instance(config) as instance:
-        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
-        return verify(standing, resources["records"], resources["store"])
 
 
 def test_a_model_is_tuned_on_its_subset_and_says_so(training: Project) -> None:

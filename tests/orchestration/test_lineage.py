@@ -10,13 +10,10 @@ from typing import Any
 import pytest
 
 from assets.keys import label, selection
-from orchestration.config import Config
-from orchestration.definitions import build_definitions, build_resources
-from orchestration.home import open_instance
+from orchestration.definitions import build_resources
 from orchestration.lineage import chain, kind, uses_of_origin, uses_of_sample
-from orchestration.planner import Standing
-from orchestration.verify import Finding, verify
-from tests.orchestration.conftest import Project, sums, verses
+from orchestration.verify import Finding
+from tests.orchestration.conftest import Project, findings, sums, verses
 
 SUBSET = label(selection("adding", "mona"), "fruit|tiny")
 
@@ -27,14 +24,6 @@ def one(project: Project) -> Project:
     project.settings["datasets"].pop("verse")
     project.settings["recipes"]["random"] = {"selector": "random", "budget": {"count": 10}}
     return project
-
-
-def findings(project: Project) -> list[Finding]:
-    config: Config = project.config
-    resources = build_resources(config)
-    with open_instance(config) as instance:
-        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
-        return verify(standing, resources["records"], resources["store"])
 
 
 def chosen(project: Project) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from assets.keys import RAW_POOL, SAE, SAE_CODES, prototype, selection
 from mona.errors import RequestError, WorkError
+from orchestration import cli
 from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import open_instance
 from orchestration.notices import post
@@ -129,6 +131,58 @@ def test_a_sweep_finds_what_no_condition_saw(project: Project, daemon: Daemon) -
         assert found() == ["activations[fruit|tiny]", "sae_codes[fruit|tiny]"]
         project.run(upto="sae_codes")
         assert found() == ["adding/mona/selection[fruit|tiny]"]
+
+
+def test_a_tick_of_the_sweep_requests_what_was_missed_and_no_more(
+    project: Project, daemon: Daemon
+) -> None:
+    project.settings["automation"] = {"sweep": "30 4 * * *"}
+    project.settings["datasets"]["verse"]["refresh"] = "0 3 * * *"
+    at = datetime.datetime(2026, 1, 2, 4, 30, tzinfo=datetime.UTC)
+
+    def tick(name: str = "sweep") -> dict[str, set[str]]:
+        """What one tick requests, as Dagster evaluates the schedule: partition -> assets."""
+        with project.opened() as (_, definitions, instance):
+            found: dict[str, set[str]] = {}
+            repository = definitions.get_repository_def()
+            context = dg.build_schedule_context(instance, at, repository_def=repository)
+            ticked = repository.get_schedule_def(name).evaluate_tick(context)
+            requests = ticked.run_requests or []
+            assert len({request.run_key for request in requests}) == len(requests)
+            for request in requests:
+                keys = found.setdefault(request.partition_key or "", set())
+                keys |= {key.to_user_string() for key in request.asset_selection or ()}
+            return found
+
+    assert tick() == {}
+    # With no sensor at work, nothing saw the pool change and no condition fired.
+    project.write_rows("fruit", project.rows("fruit")[3:])
+    project.run(upto="raw_pool")
+    missed = {"fruit|tiny": {"activations", "sae_codes"}}
+    assert tick() == missed
+    with project.opened() as (_, definitions, instance):
+        run = instance.create_run_for_job(
+            definitions.resolve_implicit_global_asset_job_def(),
+            status=dg.DagsterRunStatus.STARTED,
+            asset_selection=frozenset([SAE_CODES]),
+            tags={"dagster/partition": "fruit|tiny"},
+        )
+        assert tick() == {}
+        instance.report_run_canceled(run)
+    assert tick() == missed
+    project.run(upto="sae_codes")
+    assert tick() == {"fruit|tiny": {"adding/mona/selection"}}
+    project.run()
+    assert tick() == {}
+    # A withdrawal whose row was chosen: the pool is next in line.
+    sample = project.store.sample_ids("selection.adding.mona.verse.tiny")[0].as_py()
+    withdraw(project, sample)
+    assert tick() == tick("refresh_verse") == {"verse": {"raw_pool"}}
+
+
+def withdraw(project: Project, sample: str) -> None:
+    given = ["withdraw", "--sample", sample, "--reason", "asked"]
+    cli.cli([*given, "--config", str(project.config_path)], standalone_mode=False)
 
 
 def test_schedules_are_off_by_default_and_request_their_dataset(project: Project) -> None:

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sqlite3
-from collections.abc import Iterator
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from lance.file import LanceFileReader
 
 from assets.keys import label, selection
 from mona.errors import RequestError, WorkError
 from mona.sample import from_records
-from orchestration import cli, withdrawal
-from orchestration.definitions import build_definitions, build_resources
+from orchestration import cli, scrub, withdrawal
+from orchestration.definitions import build_resources
 from orchestration.home import open_instance
 from orchestration.lineage import uses_of_origin, uses_of_sample
-from orchestration.planner import Standing
 from orchestration.taints import CHECK, standing_on, taints
-from orchestration.verify import Finding, verify, withdrawn
-from resources.records import Record
+from orchestration.verify import withdrawn
+from resources.records import Record, Records
 from resources.withdrawals import Withdrawals
-from tests.orchestration.conftest import Project, small_project, sums, verses
+from tests.orchestration.conftest import Project, findings, small_project, sums, verses
+from tests.orchestration.searching import search
+from tests.orchestration.test_crash import PRELOAD
 
 SUBSET = label(selection("adding", "mona"), "fruit|tiny")
 CONTROL = label(selection("controls", "random"), "fruit|tiny")
@@ -71,14 +73,6 @@ def mona(one: Project, capsys: pytest.CaptureFixture[str]) -> Any:
     return call
 
 
-def findings(project: Project) -> list[Finding]:
-    config = project.config
-    resources = build_resources(config)
-    with open_instance(config) as instance:
-        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
-        return verify(standing, resources["records"], resources["store"])
-
-
 def records_of(project: Project) -> Any:
     return build_resources(project.config)["records"]
 
@@ -106,64 +100,6 @@ def in_both(project: Project) -> list[str]:
 def turns(project: Project, sample: str) -> list[str]:
     rows = project.store.rows("pool.fruit", ["messages"], [sample]).column("messages").to_pylist()
     return [message.content for message in from_records(rows[0])]
-
-
-# --- the search ---------------------------------------------------------------------------
-
-
-def search(root: Path, sample: str, texts: list[str]) -> dict[str, int]:
-    """Where a sample is found, decoded, in all files under `root` but the source files: kind
-    of place -> how many files. Of tables every data file on disk is read, referred to by a
-    version or not; only a selection may name the id."""
-    found: dict[str, int] = {}
-    store = root / "store"
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        if path.parent == root and path.suffix in (".jsonl", ".yaml"):
-            continue
-        if path.suffix == ".lance" and path.parent.name == "data":
-            name = path.parent.parent.name.removesuffix(".lance")
-            rows = LanceFileReader(str(path)).read_all().to_table()
-            held = [] if name.startswith("selection.") else column(rows, "sample_id")
-            hit = sample in held or shown(texts, rows.to_pylist())
-            kind = name.split(".")[0]
-        else:
-            kind = "out" if store not in path.parents else path.relative_to(store).parts[0]
-            hit = any(shown(texts, part) for part in decoded(path))
-        if hit:
-            found[kind] = found.get(kind, 0) + 1
-    return found
-
-
-def column(rows: pa.Table, name: str) -> list[Any]:
-    return rows.column(name).to_pylist() if name in rows.column_names else []
-
-
-def decoded(path: Path) -> Iterator[Any]:
-    raw = path.read_bytes()
-    yield raw.decode("utf-8", "replace")
-    if raw[:4] == b"PAR1":
-        yield pq.read_table(io.BytesIO(raw)).to_pylist()
-    if raw[:4] == b"\x28\xb5\x2f\xfd":
-        yield zstandard.ZstdDecompressor().stream_reader(raw).read().decode()
-    if raw.startswith(b"SQLite format 3\x00"):
-        with sqlite3.connect(path) as connection:
-            for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'"):
-                for row in connection.execute(f'SELECT * FROM "{name}"'):
-                    for value in row:
-                        yield value
-                        if isinstance(value, str) and value[:1] in ("{", "["):
-                            yield json.loads(value)
-
-
-def shown(texts: list[str], value: Any) -> bool:
-    if isinstance(value, str):
-        return any(text in value for text in texts)
-    if isinstance(value, dict):
-        return any(shown(texts, item) for item in value.values())
-    return isinstance(value, list) and any(shown(texts, item) for item in value)
-
-
-# --- tests --------------------------------------------------------------------------------
 
 
 def test_a_sample_is_found_everywhere_before_and_nowhere_after(one: Project, mona: Any) -> None:
@@ -375,6 +311,103 @@ def test_a_withdrawal_cut_short_is_completed(
     assert {w.asset for w in withdrawn(records_of(one))} >= {"raw_pool[fruit]"}
 
 
+def test_a_reader_that_keeps_old_pages_is_waited_for(
+    one: Project, mona: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub, "_WAIT_SECONDS", 0.2)
+    sample = chosen(one)
+    texts = turns(one, sample)
+    path = one.config.home / "dagster" / "history" / "runs" / "index.db"
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM event_logs").fetchone()
+    with pytest.raises(WorkError, match="index.db: .*stop what uses Dagster's history"):
+        mona("withdraw", "--sample", sample, "--reason", "asked")
+    assert len(Withdrawals(one.config.home).unfinished()) == 1
+    reader.execute("COMMIT")
+    # A connection at rest, as those of Dagster's UI, is no hindrance.
+    mona("withdraw", "--sample", sample, "--reason", "asked")
+    assert search(one.root, sample, texts) == {}
+    reader.close()
+    assert search(one.root, sample, texts) == {}
+
+
+Place = Literal["history", "records", "tables"]
+
+
+def withdraw_and_die(config: str, sample: str, place: Place) -> None:
+    """`mona withdraw`, killed when Dagster's first database is written but its free pages are
+    not yet cleared, between two records of the first table, or with the last table rewritten
+    and its old versions still there."""
+
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if place == "history":
+        connect = sqlite3.connect
+
+        class Dying(sqlite3.Connection):
+            def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+                if sql == "VACUUM" and self.total_changes:
+                    die()
+                return super().execute(sql, *rest)
+
+        scrub.sqlite3.connect = lambda path, **kw: connect(path, factory=Dying, **kw)
+    elif place == "records":
+        amend = Records.amend
+
+        def once(self: Records, *given: Any) -> None:
+            amend(self, *given)
+            die()
+
+        Records.amend = once
+    else:
+        rest = withdrawal.remove_rest
+        withdrawal.remove_rest = lambda store, name, moved: (
+            die() if name == "pool.fruit" else rest(store, name, moved)
+        )
+    sys.argv = ["mona", "withdraw", "--sample", sample, "--reason", "asked", "--config", config]
+    cli.main()
+
+
+def test_a_killed_withdrawal_is_said_and_completed(one: Project, mona: Any, capsys: Any) -> None:
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([*PRELOAD, "tests.orchestration.test_withdraw"])
+    ledger = Withdrawals(one.config.home)
+    places: list[tuple[Place, str]] = [
+        ("history", "withdraw"),
+        ("records", "run"),
+        ("tables", "withdraw"),
+    ]
+    samples = [chosen(one, rank) for rank in (1, 2, 3)]
+    gone = {}
+    for (place, then), sample in zip(places, samples, strict=True):
+        gone[sample] = turns(one, sample)
+        given = (str(one.config_path), sample, place)
+        child = server.Process(target=withdraw_and_die, args=given)
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, place
+        (name,) = ledger.unfinished()
+        assert search(one.root, sample, gone[sample]), place
+        cli.cli(["status", "--config", str(one.config_path)], standalone_mode=False)
+        said = capsys.readouterr()
+        assert f"withdrawal {name} is not complete: mona run completes it" in said.err
+        assert "tainted" in said.out
+        # Nothing is made of what is half gone, by Dagster's daemon either.
+        with pytest.raises(WorkError, match=f"withdrawal {name} is at work or was cut short"):
+            mona("export", "adding/mona", "--format", "jsonl", "--out", str(one.root / "late"))
+        if then == "run":
+            one.run()
+            assert set(one.status().values()) == {"fresh"}
+        else:
+            mona("withdraw", "--sample", sample, "--reason", "asked")
+        assert ledger.unfinished() == []
+        for key, texts in gone.items():
+            assert search(one.root, key, texts) == {}, place
+        assert findings(one) == []
+
+
 def test_an_example_of_the_target_can_be_withdrawn(one: Project, mona: Any) -> None:
     rows = one.store.read("examples.adding", ["sample_id", "messages"]).to_pylist()
     sample, texts = rows[0]["sample_id"], [m["content"] for m in rows[0]["messages"]]
@@ -389,6 +422,16 @@ def test_an_example_of_the_target_can_be_withdrawn(one: Project, mona: Any) -> N
     assert taints(records_of(one)) == {}
     assert one.store.count("examples.adding") == len(rows) - 1
     assert findings(one) == []
+
+
+def test_a_sample_of_a_dataset_that_was_removed_can_be_withdrawn(one: Project, mona: Any) -> None:
+    sample = chosen(one)
+    texts = turns(one, sample)
+    one.settings["datasets"]["other"] = one.settings["datasets"].pop("fruit")
+    one.settings["models"]["tiny"]["sae"]["train"]["datasets"] = ["other"]
+    mona("withdraw", "--sample", sample, "--reason", "asked")
+    assert search(one.root, sample, texts) == {}
+    assert SUBSET in taints(records_of(one))
 
 
 def test_no_withdrawal_while_another_run_is_at_work(one: Project, mona: Any) -> None:

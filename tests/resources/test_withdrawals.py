@@ -11,7 +11,7 @@ from lance.file import LanceFileReader
 
 from mona.errors import WorkError
 from resources.encodings import KEY_FIELD
-from resources.purge import remove_rest, rewrite, rows_ever, versions
+from resources.purge import remove_rest, rewrite, rows_ever, rows_with, versions
 from resources.records import Record, Records, sealed
 from resources.store import Store
 from resources.withdrawals import Withdrawal, Withdrawals
@@ -51,7 +51,7 @@ def test_a_row_goes_from_every_kept_version_and_from_the_disk(store: Store) -> N
     assert set(on_disk(store)) == set("xyzvw")
     assert [r["n"] for r in rows_ever(store, "codes.a", "sample_id", ["x"], ["n"])] == [0]
 
-    moved = rewrite(store, "codes.a", "sample_id", ["x"], [first, second])
+    moved = rewrite(store, "codes.a", rows_with("sample_id", ["x"]), [first, second])
     assert {first, second} < set(moved)  # and the current one, which only hides the row
     remove_rest(store, "codes.a", moved)
 
@@ -62,7 +62,8 @@ def test_a_row_goes_from_every_kept_version_and_from_the_disk(store: Store) -> N
     assert store.sample_ids("codes.a", version=tags["one"]).to_pylist() == ["y"]
     assert store.sample_ids("codes.a", version=tags["two"]).to_pylist() == ["y", "z"]
     store.ensure("codes.a", SCHEMA)  # the schema with its fingerprint is as it was
-    assert rewrite(store, "codes.a", "sample_id", ["x"], versions(store, "codes.a")) == {}
+    gone = rows_with("sample_id", ["x"])
+    assert rewrite(store, "codes.a", gone, versions(store, "codes.a")) == {}
 
 
 def test_a_clean_current_version_stays_the_current_one(store: Store) -> None:
@@ -71,7 +72,7 @@ def test_a_clean_current_version_stays_the_current_one(store: Store) -> None:
     store.tag("codes.a", "one", first)
     clean = store.replace("codes.a", pa.table([["q"], [1]], schema=SCHEMA).to_batches(), SCHEMA)
     store.tag("codes.a", "two", clean)
-    moved = rewrite(store, "codes.a", "sample_id", ["x"], [first, clean])
+    moved = rewrite(store, "codes.a", rows_with("sample_id", ["x"]), [first, clean])
     assert set(moved) == {first}
     remove_rest(store, "codes.a", moved)
     assert store.sample_ids("codes.a").to_pylist() == ["q"]
@@ -102,6 +103,18 @@ def test_an_amended_record_keeps_its_digest_and_names_the_new_version(store: Sto
         records.get(digest)
 
 
+def test_no_step_begins_while_a_withdrawal_is_not_complete(store: Store) -> None:
+    ledger, asked = Withdrawals(store.home), Withdrawal("asked", ids=("a",))
+    ledger.open(asked)
+    refused = f"withdrawal {asked.name} is at work or was cut short"
+    with pytest.raises(WorkError, match=refused), store.lock("codes.a"):
+        pass
+    with store.lock("codes.a", withdrawing=True):
+        ledger.close(asked.name, {})
+    with store.lock("codes.a"):
+        pass
+
+
 def test_the_ledger_knows_what_is_pending_and_what_may_not_come_back(tmp_path: Path) -> None:
     ledger = Withdrawals(tmp_path)
     assert (ledger.all(), ledger.pending()) == ([], [])
@@ -117,6 +130,8 @@ def test_the_ledger_knows_what_is_pending_and_what_may_not_come_back(tmp_path: P
     forbidden = ledger.forbidden()
     assert forbidden.ids == {"a"}  # a source's rows may come back by another source
     assert [forbidden.covers(label) for label in ("s", "s/x", "sx")] == [True, True, False]
+    assert (ledger.of_dataset("d"), ledger.of_dataset("e")) == ([by_id.name], [])
+    ledger.close(by_source.name, {"tables": {}})
     assert ledger.of_dataset("e") == [by_source.name]
     assert ledger.gone_from("e") == {"b"}
     assert [found.reason for found in ledger.of_sample("b")] == ["licence"]
