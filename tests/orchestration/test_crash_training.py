@@ -57,18 +57,18 @@ def run_and_die(config: str, place: Place) -> None:
         def dying(*_: Any, **__: Any) -> None:
             die()
 
-        asset._add_card = dying
+        asset._describe = dying
     else:
         from mona.evaluation import run
 
         run.CHUNK_ROWS = 2
-        write = run._write
+        write = run.write_whole
 
         def writing(*args: Any) -> None:
             write(*args)
             die()
 
-        run._write = writing
+        run.write_whole = writing
     sys.argv = ["mona", "run", "--recipe", "mona", "--config", config]
     cli.main()
 
