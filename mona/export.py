@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mona.errors import RequestError, WorkError
+from mona.files import refuse_existing
 from mona.spec import FinetuneSpec
 
 ExportFormat = Literal["jsonl", "sharegpt", "alpaca", "llamafactory", "parquet"]
@@ -94,14 +95,14 @@ def export(
         written = _write_llamafactory(converted, out, force)
         if training is not None:
             settings = out / f"{out.resolve().name}.yaml"
-            _refuse_existing(settings, force)
+            refuse_existing(settings, force)
             with _replacing(settings) as temporary:
                 temporary.write_text(_llamafactory_training(training, out), encoding="utf-8")
             written.append(settings)
         return written
     if out.is_dir():
         raise RequestError(f"{out}: is a folder; {fmt} is written to a file")
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
     if fmt == "parquet":
         with _replacing(out) as temporary:
             _write_parquet(converted, temporary)
@@ -168,11 +169,6 @@ def _converted(
             left_out(str(error))
     if not fitting:
         raise UnfitSampleError("the format can hold none of the samples")
-
-
-def _refuse_existing(path: Path, force: bool) -> None:
-    if path.exists() and not force:
-        raise RequestError(f"{path}: exists; give --force to overwrite it")
 
 
 @contextmanager
@@ -288,7 +284,7 @@ def _write_llamafactory(rows: Iterable[Row], out: Path, force: bool) -> list[Pat
         raise RequestError(f"{out}: is a file; llamafactory is written to a folder")
     name = out.resolve().name
     data, info = out / f"{name}.json", out / "dataset_info.json"
-    _refuse_existing(data, force)
+    refuse_existing(data, force)
     entries = _dataset_entries(info)
     if name in entries and not force:
         raise RequestError(f"{info}: has an entry '{name}'; give --force to overwrite it")

@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
+from mona.errors import RequestError
+
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
@@ -58,6 +60,12 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with path.open("rb") as stream:
         return stream_digest(stream)
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """RequestError where something is at `path`, unless it may be replaced."""
+    if path.exists() and not force:
+        raise RequestError(f"{path}: exists; give --force to overwrite it")
 
 
 def write_whole(path: Path, body: str | bytes) -> None:

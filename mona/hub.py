@@ -34,6 +34,12 @@ def hub_answers(what: str) -> Iterator[None]:
         raise _meaning(what, error) from error
 
 
+def repository(where: str, kind: str, repo: str, revision: str | None) -> str:
+    """What is asked, as `hub_answers` says it: the key, then the `kind` of repository and its
+    name."""
+    return f"{where}: hub {kind} {repo}" + (f"@{revision}" if revision is not None else "")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, else its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

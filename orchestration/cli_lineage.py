@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mona.errors import RequestError, WorkError
-from mona.files import write_whole
+from mona.files import refuse_existing, write_whole
 from orchestration.config import Config, load_config
 from orchestration.terminal import config_option, json_option, only, print_table
 
@@ -190,8 +190,7 @@ def _free(out: str, force: bool) -> Path:
     path = Path(out).expanduser()
     if path.is_dir():
         raise RequestError(f"{path}: is a folder; give the file to write")
-    if path.exists() and not force:
-        raise RequestError(f"{path}: exists; give --force to overwrite it")
+    refuse_existing(path, force)
     return path
 
 

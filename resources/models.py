@@ -19,7 +19,7 @@ from mona.device import resolve_device, resolve_dtype
 from mona.errors import RequestError
 from mona.files import DataFile, write_whole
 from mona.fingerprint import fingerprint
-from mona.hub import hub_answers
+from mona.hub import hub_answers, repository
 from mona.spec import LanguageModel, ModelSpec, PretrainedSae, Template, TokenPolicy
 from resources.sources import Sources, local_files
 
@@ -123,7 +123,7 @@ class Models(dg.ConfigurableResource):
         # encode every pool anew unasked: what it meant when it was first used here stays.
         pin = self._pin(repo, revision)
         known = pin.read_text(encoding="ascii") if pin.exists() else revision
-        with hub_answers(_asked(repo, revision, where)):
+        with hub_answers(repository(where, "repo", repo, revision)):
             found = Path(snapshot_download(repo, revision=known, allow_patterns=list(patterns)))
         if not pin.exists():
             pin.parent.mkdir(parents=True, exist_ok=True)
@@ -248,10 +248,6 @@ class Models(dg.ConfigurableResource):
         write_whole(target / "record.json", json.dumps({"digest": digest, **record}, indent=1))
         write_whole(target.parent / "current", digest)
         return digest
-
-
-def _asked(repo: str, revision: str | None, where: str) -> str:
-    return f"{where}: hub repo {repo}" + (f"@{revision}" if revision is not None else "")
 
 
 @functools.lru_cache(maxsize=1)

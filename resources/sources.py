@@ -22,7 +22,7 @@ import dagster as dg
 from mona.errors import PassingError, RequestError, WorkError
 from mona.files import DataFile, write_whole
 from mona.fingerprint import fingerprint
-from mona.hub import hub_answers
+from mona.hub import hub_answers, repository
 from mona.spec import DatasetSpec, Hub, ModelSpec, Source, TargetFiles, TargetSpec, Wheel
 from resources.withdrawals import Withdrawals
 
@@ -103,7 +103,7 @@ class Sources(dg.ConfigurableResource):
         commit = self.hub_commit(hub, where)
 
         def rows() -> Iterator[dict[str, Any]]:
-            with hub_answers(_asked(hub, where)):
+            with hub_answers(repository(where, "dataset", hub.repo, hub.revision)):
                 for row in datasets.load_dataset(
                     hub.repo, hub.subset, split=hub.split, revision=commit, streaming=True
                 ):
@@ -115,7 +115,7 @@ class Sources(dg.ConfigurableResource):
         """The commit a hub dataset's revision means now; raises as `hub_rows`."""
         from huggingface_hub import HfApi
 
-        with hub_answers(_asked(hub, where)):
+        with hub_answers(repository(where, "dataset", hub.repo, hub.revision)):
             return str(HfApi().dataset_info(hub.repo, revision=hub.revision).sha)
 
     def digest(self, file: DataFile) -> str:
@@ -199,8 +199,3 @@ def local_files(path: str, where: str) -> list[DataFile]:
 def _matches(name: str, pattern: str) -> bool:
     """A glob over member paths in which `**/` also matches nothing."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, pattern.replace("**/", ""))
-
-
-def _asked(hub: Hub, where: str) -> str:
-    revision = f"@{hub.revision}" if hub.revision is not None else ""
-    return f"{where}: hub dataset {hub.repo}{revision}"
