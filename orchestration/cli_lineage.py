@@ -211,17 +211,17 @@ def verify_command(config_path: str | None, as_json: bool) -> None:
     from orchestration.definitions import build_definitions, build_resources
     from orchestration.home import open_instance
     from orchestration.planner import Standing
-    from orchestration.verify import count_audited, verify, withdrawn
+    from orchestration.verify import read_audit, verify, withdrawn
     from resources.engine import progress_bar
 
     config = load_config(config_path)
     resources = build_resources(config)
-    records, store = resources["records"], resources["store"]
     with open_instance(config) as instance:
         standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
-        total = count_audited(records)
+        audit = read_audit(resources["records"])
+        total = len(audit.kept)
         with progress_bar("verifying", total, "records") as advance:
-            findings = verify(standing, records, store, advance)
+            findings = verify(standing, audit, resources["store"], advance)
     rows = [
         {"asset": f.asset, "what": f.what, "problem": f.problem, "record": f.record[:16]}
         for f in findings
@@ -233,7 +233,7 @@ def verify_command(config_path: str | None, as_json: bool) -> None:
             "tables": ", ".join(w.tables),
             "withdrawn": w.why,
         }
-        for w in withdrawn(records)
+        for w in withdrawn(audit)
     ]
     if as_json:
         click.echo(json.dumps({"records": total, "findings": rows, "withdrawn": taken}))

@@ -56,34 +56,46 @@ class Withdrawn:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Every record, read once. unreadable: the findings of those that can't be; known: the
+    others by digest; kept: (digest, record) of those that must stay readable."""
+
+    records: Records
+    unreadable: list[Finding]
+    known: dict[str, Record]
+    kept: list[tuple[str, Record]]
+
+
+def read_audit(records: Records) -> Audit:
+    """What `verify` and `withdrawn` look at."""
+    unreadable, known = _read_records(records)
+    return Audit(records, unreadable, known, audited(records, known))
+
+
 def verify(
     standing: Standing,
-    records: Records,
+    audit: Audit,
     store: Store,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Finding]:
     """Every finding, in the order of the records' digests; none when all is as recorded."""
-    findings, known = _read_records(records)
-    for digest, record in audited(records, known):
+    findings = list(audit.unreadable)
+    for digest, record in audit.kept:
         findings += [
             Finding(record.asset, digest, what, problem)
-            for what, problem in _contents(digest, record, records, store)
+            for what, problem in _contents(digest, record, audit.records, store)
         ]
         progress(1)
-    return findings + list(_history(standing, records, known))
+    return findings + list(_history(standing, audit.records, audit.known))
 
 
-def count_audited(records: Records) -> int:
-    """How many records `verify` looks at."""
-    return len(audited(records, _read_records(records)[1]))
-
-
-def withdrawn(records: Records) -> list[Withdrawn]:
+def withdrawn(audit: Audit) -> list[Withdrawn]:
     """The audited records that stand as recorded but for rows that were withdrawn."""
-    ledger = {found.name: found for found in Withdrawals(records.home).all()}
+    ledger = {found.name: found for found in Withdrawals(audit.records.home).all()}
     found = []
-    for digest, record in audited(records, _read_records(records)[1]):
-        amendment = records.amendment(digest)
+    for digest, record in audit.kept:
+        amendment = audit.records.amendment(digest)
         if amendment is not None:
             by = [ledger[name] for name in amendment.withdrawals if name in ledger]
             found.append(

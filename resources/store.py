@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mona.errors import RequestError, WorkError
+from resources.withdrawals import Withdrawals
 
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _IDS_PER_DELETE = 1_000
@@ -53,8 +54,6 @@ class Store(dg.ConfigurableResource):
         The lock is the operating system's, so it goes with its process, kill -9 included.
         """
         from filelock import FileLock, Timeout
-
-        from resources.withdrawals import Withdrawals
 
         path = self.folder("locks") / f"{_checked(name)}.lock"
         holder = path.with_suffix(".holder")

@@ -19,7 +19,7 @@ from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import open_instance
 from orchestration.planner import Choice, Standing
 from orchestration.run import bring_up_to_date, observe
-from orchestration.verify import verify
+from orchestration.verify import read_audit, verify
 from tests.acceptance.test_relevance import DATA, settings
 
 pytestmark = pytest.mark.experiment
@@ -90,7 +90,7 @@ def test_the_chosen_teach_more_than_as_many_tokens_drawn_at_random(tmp_path: Pat
         definitions = build_definitions(config)
         bring_up_to_date(config, definitions, instance, Choice(), announce=print)
         standing = Standing(instance, definitions.resolve_asset_graph(), config)
-        assert verify(standing, resources["records"], resources["store"]) == []
+        assert verify(standing, read_audit(resources["records"]), resources["store"]) == []
     store = resources["store"]
     worse = []
     for target in config.targets:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import open_instance
 from orchestration.planner import Choice, Standing, states, steps
 from orchestration.run import Done, bring_up_to_date, observe
-from orchestration.verify import Finding, verify
+from orchestration.verify import Finding, read_audit, verify
 
 FRUITS = ("apple", "pear", "plum", "fig", "quince", "cherry", "medlar", "grape")
 
@@ -57,6 +59,11 @@ class Project:
 
     root: Path
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def copied_to(self, folder: Path) -> Project:
+        """The same, files and store, in another folder."""
+        shutil.copytree(self.root, folder, dirs_exist_ok=True)
+        return Project(folder, copy.deepcopy(self.settings))
 
     @property
     def config_path(self) -> Path:
@@ -116,7 +123,7 @@ def findings(project: Project) -> list[Finding]:
     resources = build_resources(config)
     with open_instance(config) as instance:
         standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
-        return verify(standing, resources["records"], resources["store"])
+        return verify(standing, read_audit(resources["records"]), resources["store"])
 
 
 def small_project(root: Path, model: Path) -> Project:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sqlite3
 import sys
@@ -27,7 +25,7 @@ from orchestration.definitions import build_resources
 from orchestration.home import open_instance
 from orchestration.lineage import uses_of_origin, uses_of_sample
 from orchestration.taints import CHECK, standing_on, taints
-from orchestration.verify import withdrawn
+from orchestration.verify import read_audit, withdrawn
 from resources.records import Record, Records
 from resources.withdrawals import Withdrawals
 from tests.orchestration.conftest import Project, findings, small_project, sums, verses
@@ -57,9 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Project:
 
 @pytest.fixture
 def one(made: Project, tmp_path: Path) -> Project:
-    """A copy of it."""
-    shutil.copytree(made.root, tmp_path, dirs_exist_ok=True)
-    return Project(tmp_path, copy.deepcopy(made.settings))
+    return made.copied_to(tmp_path)
 
 
 @pytest.fixture
@@ -308,7 +304,7 @@ def test_a_withdrawal_cut_short_is_completed(
         assert search(one.root, sample, text) == {}
     assert Withdrawals(one.config.home).pending() == []
     assert findings(one) == []
-    assert {w.asset for w in withdrawn(records_of(one))} >= {"raw_pool[fruit]"}
+    assert {w.asset for w in withdrawn(read_audit(records_of(one)))} >= {"raw_pool[fruit]"}
 
 
 def test_a_reader_that_keeps_old_pages_is_waited_for(

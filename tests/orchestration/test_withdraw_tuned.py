@@ -3,9 +3,7 @@ nothing shows it, and the next run makes anew exactly what was tainted."""
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Project:
 
 @pytest.fixture
 def one(made: Project, tmp_path: Path) -> Project:
-    """A copy of it."""
-    shutil.copytree(made.root, tmp_path, dirs_exist_ok=True)
-    return Project(tmp_path, copy.deepcopy(made.settings))
+    return made.copied_to(tmp_path)
 
 
 @pytest.fixture
