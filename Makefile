@@ -30,7 +30,7 @@ demo: $(VENV)/run.stamp
 	@echo 'Next: make ui, then http://127.0.0.1:3000; or mona select show gsm8k/mona --config $(CONFIG)'
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m 'not acceptance and not experiment'
+	$(BIN)/python -m pytest -m 'not acceptance and not experiment' -n auto --dist loadfile --no-loadscope-reorder
 
 acceptance: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m acceptance

@@ -170,6 +170,7 @@ def _evaluation(
                 about={
                     "weights": weights,
                     "revision": shelf.revision(given),
+                    "task data": dict(found.data),
                     "evaluation": settings.model_dump(mode="json"),
                 },
             )

@@ -214,7 +214,7 @@ def build_target(
             data_version=fingerprint(rows=ids, codes=codes_fingerprint, prototype=spec.prototype),
             inputs=inputs,
             entries=entries,
-            tables={table_name: sealed(store, table_name) for table_name in (made, codes_table)},
+            tables={t: sealed(store, t) for t in (made, codes_table, encodings.table)},
             about={"examples": ids, "codes": codes_fingerprint},
         )
         return dg.MaterializeResult(

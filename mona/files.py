@@ -63,7 +63,10 @@ def file_digest(path: Path) -> str:
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """RequestError where something is at `path`, unless it may be replaced."""
+    """RequestError where something is at `path`, unless it may be replaced: a file or a folder,
+    never a device or a pipe."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise RequestError(f"{path}: is neither a file nor a folder")
     if path.exists() and not force:
         raise RequestError(f"{path}: exists; give --force to overwrite it")
 

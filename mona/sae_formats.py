@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mona.errors import RequestError, WorkError
+from mona.hub import hub_answers
 from mona.sae import Activation, SparseAutoencoder
 from mona.spec import PretrainedSae
 
@@ -29,7 +30,8 @@ def load_pretrained(spec: PretrainedSae, folder: Path | None) -> SparseAutoencod
     a sae-lens `release`, which sae-lens resolves and downloads.
 
     Raises RequestError in one line on a missing file, field or tensor, on a shape that disagrees
-    with the configuration, and on a convention that cannot be honoured; WorkError on NaN weights.
+    with the configuration, and on a convention that cannot be honoured; WorkError on NaN weights;
+    PassingError where the hub of a release did not answer.
     """
     if spec.release is not None and spec.sae_id is not None:
         return _from_sae_lens(_release(spec.release, spec.sae_id), spec.release)
@@ -120,10 +122,8 @@ _ACTIVATIONS: dict[str, Activation] = {
 def _release(release: str, sae_id: str) -> Any:
     from sae_lens import SAE
 
-    try:
+    with hub_answers(f"sae-lens release {release}, {sae_id}"):
         return SAE.from_pretrained(release, sae_id)
-    except (ValueError, KeyError, OSError) as error:
-        raise RequestError(f"sae-lens release {release}, {sae_id}: {_line(error)}") from error
 
 
 def _sae_lens_folder(folder: Path) -> Any:

@@ -21,10 +21,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mona.errors import MonaError, RequestError, WorkError
+from orchestration.cli_explain import explain
+from orchestration.cli_gc import gc
 from orchestration.cli_lineage import lineage
 from orchestration.cli_withdraw import withdraw
 from orchestration.config import CONFIG_VARIABLE, Config, load_config
-from orchestration.terminal import config_option, json_option, only, print_table
+from orchestration.terminal import (
+    asset_partition,
+    config_option,
+    json_option,
+    only,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from mona.export import ExportFormat
@@ -112,12 +120,13 @@ def status(
     recipes: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Each partition: fresh, stale (and why), missing, waiting for its upstream, or tainted by
-    a withdrawal until it is made again."""
+    """Each partition: fresh, stale (and why), missing, waiting for its upstream, tainted by a
+    withdrawal until it is made again, or retired: configured no more."""
     config = load_config(config_path)
     from orchestration.definitions import build_definitions, build_resources
     from orchestration.home import open_instance
     from orchestration.planner import Choice, Standing, label, states, steps
+    from orchestration.reclaim import retired
     from orchestration.run import observe
     from orchestration.taints import taints
     from resources.withdrawals import Withdrawals
@@ -141,6 +150,15 @@ def status(
                 "status": "tainted",
                 "why": f"{tainted[row['asset']]} ({row['status']}: {row['why']})",
             }
+    rows += [
+        {
+            "asset": asset,
+            "status": "retired",
+            "why": "no longer configured; "
+            + ("kept for the audit" if kept else "mona gc reclaims it"),
+        }
+        for asset, kept in retired(config, resources["records"]).items()
+    ]
     if as_json:
         click.echo(json.dumps(rows))
     else:
@@ -350,23 +368,17 @@ def _chosen(
 ) -> tuple[str, list[dict[str, Any]]]:
     """(the selection's label, its rows with their messages, best first); `messages` is None for
     a sample that was withdrawn since."""
-    from assets.keys import label, subsets
-    from assets.keys import selection as subset_key
     from assets.subset import read_subset
     from orchestration.definitions import build_resources
 
-    owner, _, recipe = selection.partition("/")
-    if (owner, recipe) not in subsets(config.targets, config.recipes):
-        raise RequestError(f"'{selection}' is no TARGET/RECIPE or controls/RECIPE of {config.path}")
-    dataset = only(dataset, config.datasets, "dataset")
-    model = only(model, config.models, "model")
+    asset = asset_partition(config, "selection", selection, dataset, model)
     resources = build_resources(config)
     records = resources["records"]
-    asset = label(subset_key(owner, recipe), f"{dataset}|{model}")
     made = records.current(asset)
     if made is None:
-        raise WorkError(f"{selection} of {dataset} with {model} was never made: mona run first")
-    return asset, read_subset(resources["store"], records, records.get(made), dataset)
+        raise WorkError(f"{asset} was never made: mona run first")
+    chosen_from = only(dataset, config.datasets, "dataset")
+    return asset, read_subset(resources["store"], records, records.get(made), chosen_from)
 
 
 def _export_lock(config: Config, file: Path) -> AbstractContextManager[None]:
@@ -397,6 +409,8 @@ def _one_line(messages: Sequence[dict[str, str]] | None, width: int = 160) -> st
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+cli.add_command(explain)
+cli.add_command(gc)
 cli.add_command(lineage)
 cli.add_command(withdraw)
 

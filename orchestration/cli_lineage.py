@@ -11,7 +11,7 @@ import click
 from mona.errors import RequestError, WorkError
 from mona.files import refuse_existing, write_whole
 from orchestration.config import Config, load_config
-from orchestration.terminal import config_option, json_option, only, print_table
+from orchestration.terminal import asset_partition, config_option, json_option, print_table
 
 
 @click.group()
@@ -30,21 +30,11 @@ def _chain_command(kind: str, about: str) -> None:
         subset: str, config_path: str | None, dataset: str | None, model: str | None, as_json: bool
     ) -> None:
         config = load_config(config_path)
-        _show_chain(_partition(config, kind, subset, dataset, model), config, as_json)
+        _show_chain(asset_partition(config, kind, subset, dataset, model), config, as_json)
 
 
 _chain_command("selection", "What TARGET/RECIPE's subset was chosen from, down to source files.")
 _chain_command("finetune", "What fed the model of TARGET/RECIPE, down to source files.")
-
-
-def _partition(
-    config: Config, kind: str, subset: str, dataset: str | None, model: str | None
-) -> str:
-    owner, slash, recipe = subset.partition("/")
-    if not slash or owner not in (*config.targets, "controls") or recipe not in config.recipes:
-        raise RequestError(f"'{subset}' is no TARGET/RECIPE or controls/RECIPE of {config.path}")
-    dataset = only(dataset, config.datasets, "dataset")
-    return f"{subset}/{kind}[{dataset}|{only(model, config.models, 'model')}]"
 
 
 def _show_chain(asset: str, config: Config, as_json: bool) -> None:
@@ -178,7 +168,7 @@ def card_command(
     from orchestration.subset_card import subset_card
 
     config = load_config(config_path)
-    asset = _partition(config, "selection", subset, dataset, model)
+    asset = asset_partition(config, "selection", subset, dataset, model)
     path = _free(out, force)
     resources = build_resources(config)
     _write(path, subset_card(resources["records"], resources["store"], asset))

@@ -1,11 +1,12 @@
-"""Dagster's persistent home inside the store, and what a killed process left in it."""
+"""Dagster's persistent home inside the store, what a killed process left in it, and being alone
+there."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import dagster as dg
 import psutil
@@ -13,6 +14,7 @@ import psutil
 from assets.pools import CPU_POOL
 from mona.errors import WorkError
 from orchestration.config import Config
+from resources.store import Store
 
 PROCESS_TAG = "mona/process"
 # The configuration of a run in this process: what happens is shown by us.
@@ -96,3 +98,26 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> int:
         instance.report_run_failed(run, message="its process was gone")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return len(dead)
+
+
+@contextmanager
+def alone(
+    config: Config, instance: dg.DagsterInstance, store: Store, name: str
+) -> Iterator[Callable[[], None]]:
+    """Holds the lock `name` and every lock that any step ever took; called again, what it gives
+    takes those made since. WorkError when a run is at work."""
+    held = {name}
+    with ExitStack() as stack:
+        stack.enter_context(store.lock(name, withdrawing=True))
+        bury_dead_runs(instance)
+
+        def take() -> None:
+            for run in instance.get_runs(filters=ACTIVE_RUNS, limit=1):
+                raise WorkError(f"run {run.run_id} is at work: wait or stop it")
+            for path in sorted((config.home / "locks").glob("*.lock")):
+                if path.stem not in held:
+                    stack.enter_context(store.lock(path.stem, withdrawing=True))
+                    held.add(path.stem)
+
+        take()
+        yield take

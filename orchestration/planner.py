@@ -176,7 +176,9 @@ class Standing:
     def forget(self) -> None:
         """Drops what was read: after a run it is out of date."""
         self._states.clear()
-        self._tainted = taints(Records(home=str(self.config.home)))
+        records = Records(home=str(self.config.home))
+        self._tainted = taints(records)
+        self._reclaimed = records.retired()
         self._resolver = CachingStaleStatusResolver(
             self.instance, self.graph, LoadingContextForTest(self.instance)
         )
@@ -191,6 +193,9 @@ class Standing:
         status = self._resolver.get_status(key, partition)
         if status == StaleStatus.MISSING:
             return State(key, partition, "missing", "never made")
+        if label(key, partition) in self._reclaimed:
+            # Its entry was away and is back: Dagster's history has it, the store has not.
+            return State(key, partition, "missing", "reclaimed by mona gc")
         if status == StaleStatus.STALE:
             causes = self._resolver.get_stale_causes(key, partition)
             return State(key, partition, "stale", "; ".join(dict.fromkeys(map(_why, causes))))

@@ -6,8 +6,9 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.entries import entry_versions
-from assets.keys import RAW_POOL, label
+from assets.keys import RAW_POOL, examples, label
 from mona.errors import MonaError
+from mona.spec import Hub
 from orchestration.config import Config
 from resources.models import Models
 from resources.records import Records
@@ -30,49 +31,65 @@ def changed_entries(
             )
 
 
+# An asset partition -> what it reads of a hub: the name that its record has for each part, what
+# is asked for, and the configuration's key for it.
+_Watched = dict[tuple[dg.AssetKey, str | None], dict[str, tuple[Hub, str]]]
+
+
+def _watched(config: Config) -> _Watched:
+    found: _Watched = {}
+    for name, dataset in config.datasets.items():
+        for source in dataset.sources:
+            if source.hub is not None:
+                where = f"datasets.{name}.sources.{source.name}"
+                found.setdefault((RAW_POOL, name), {})[source.name] = (source.hub, where)
+    for name, target in config.targets.items():
+        for part, files in (("examples", target.examples), ("test", target.test)):
+            if files is not None and files.hub is not None:
+                where = f"targets.{name}.{part}"
+                found.setdefault((examples(name), None), {})[part] = (files.hub, where)
+    return found
+
+
 def build_hub_sensor(config: Config) -> list[dg.SensorDefinition]:
-    """Watches the revisions of hub datasets; none without one."""
-    watched = {
-        name: {source.name: source.hub for source in dataset.sources if source.hub is not None}
-        for name, dataset in config.datasets.items()
-    }
-    watched = {name: hubs for name, hubs in watched.items() if hubs}
+    """Watches the revisions of what datasets and targets read of a hub; none without it."""
+    watched = _watched(config)
     if not watched:
         return []
 
     @dg.sensor(
         name="hub_revisions",
-        target=[RAW_POOL],
+        target=sorted({key for key, _ in watched}),
         minimum_interval_seconds=600,
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="Reads a dataset again when a revision of its hub sources has moved.",
+        description="Reads a dataset or a target again when a revision it reads of a hub moved.",
     )
     def hub_revisions(
         context: dg.SensorEvaluationContext, sources: Sources, records: Records
     ) -> dg.SensorResult:
         requests, silent = [], []
-        for name, hubs in watched.items():
-            # Compared with what the pool was made from, not with the last tick: a move between
+        for (key, partition), parts in watched.items():
+            # Compared with what the asset was made from, not with the last tick: a move between
             # the two, or a refresh that failed or was made by hand, would be lost.
-            made = records.current(label(RAW_POOL, name))
+            made = records.current(label(key, partition))
             if made is None:
                 continue
             try:
                 read: dict[str, str] = records.get(made).about["revisions"]
-                # A source that is new or withdrawn is the entry's business.
+                # A part that is new or withdrawn is the entry's business.
                 now = {
-                    source: sources.hub_commit(hub, f"datasets.{name}.sources.{source}")
-                    for source, hub in hubs.items()
-                    if source in read
+                    part: sources.hub_commit(hub, where)
+                    for part, (hub, where) in parts.items()
+                    if part in read
                 }
             except MonaError as error:
                 silent.append(str(error))
                 continue
-            if any(read[source] != commit for source, commit in now.items()):
+            if any(read[part] != commit for part, commit in now.items()):
                 # One request a move, though ticks come while it is being made.
-                key = " ".join([name, made, *now.values()])
+                run_key = " ".join([label(key, partition), made, *now.values()])
                 requests.append(
-                    dg.RunRequest(run_key=key, partition_key=name, asset_selection=[RAW_POOL])
+                    dg.RunRequest(run_key=run_key, partition_key=partition, asset_selection=[key])
                 )
         if requests or not silent:
             for line in silent:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mona.errors import RequestError
-from orchestration.config import CONFIG_VARIABLE
+from orchestration.config import CONFIG_VARIABLE, Config
 
 _OUT = Console()
 config_option = click.option(
@@ -33,6 +33,21 @@ def only(given: str | None, known: dict[str, Any], kind: str) -> str:
             f"no {kind} is called '{given}'" if given else f"pass --{kind}: one of {listed}"
         )
     return str(given)
+
+
+def asset_partition(
+    config: Config, kind: str, subset: str, dataset: str | None, model: str | None
+) -> str:
+    """The label of one of a subset's assets (`kind`: selection, finetune), from TARGET/RECIPE or
+    controls/RECIPE. RequestError where the configuration has no such subset, or more than one
+    dataset or model and none is named."""
+    from assets.keys import subsets
+
+    owner, _, recipe = subset.partition("/")
+    if (owner, recipe) not in subsets(config.targets, config.recipes):
+        raise RequestError(f"'{subset}' is no TARGET/RECIPE or controls/RECIPE of {config.path}")
+    dataset = only(dataset, config.datasets, "dataset")
+    return f"{subset}/{kind}[{dataset}|{only(model, config.models, 'model')}]"
 
 
 def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], empty: str) -> None:

@@ -6,7 +6,7 @@ Nothing is repaired here: every fault found is one finding that names what is wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ class Audit:
 def read_audit(records: Records) -> Audit:
     """What `verify` and `withdrawn` look at."""
     unreadable, known = _read_records(records)
-    return Audit(records, unreadable, known, audited(records, known))
+    return Audit(records, unreadable, known, audited(known, records.pointers().values()))
 
 
 def verify(
@@ -120,11 +120,11 @@ def _read_records(records: Records) -> tuple[list[Finding], dict[str, Record]]:
     return findings, known
 
 
-def audited(records: Records, known: Mapping[str, Record]) -> list[tuple[str, Record]]:
+def audited(known: Mapping[str, Record], current: Iterable[str]) -> list[tuple[str, Record]]:
     """(digest, record) of what must stay readable: all that is current or that a model may have
     been trained on, and everything above."""
     wanted = {digest for digest, record in known.items() if kind(record.asset) in _AUDITED}
-    wanted |= {digest for digest in records.pointers().values() if digest in known}
+    wanted |= {digest for digest in current if digest in known}
     reached: set[str] = set()
     while wanted:
         digest = wanted.pop()
@@ -198,7 +198,7 @@ def _history(
     """Dagster's event log against the records: each materialisation's record, its data
     version, and what it says it consumed."""
     graph = standing.graph
-    pointers = records.pointers()
+    pointers = {**records.retired(), **records.pointers()}
     for key in sorted(graph.materializable_asset_keys):
         newest: set[str | None] = set()
         for event in materialisations(standing.instance, key):

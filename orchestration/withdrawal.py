@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from mona.files import file_digest
 from mona.pool import Withdrawn, row_digest
 from mona.traces import BLANK, Traces
 from orchestration.config import Config
-from orchestration.home import ACTIVE_RUNS, bury_dead_runs, dagster_home
+from orchestration.home import alone, dagster_home
 from orchestration.lineage import uses_of_sample
 from orchestration.notices import post
 from orchestration.scrub import scrub
@@ -188,7 +187,7 @@ def carry_out(
     samples is found too. WorkError when a run is at work, when Dagster's history is in use, or
     when the configured webhook did not take the notice (the withdrawal is complete then).
     """
-    with _alone(config, instance, store) as stay_alone:
+    with alone(config, instance, store, "withdrawal") as stay_alone:
         withdrawal = asked()
         ledger = Withdrawals(config.home)
         if ledger.get(withdrawal.name) is None:
@@ -217,29 +216,6 @@ def carry_out(
         },
     )
     return report
-
-
-@contextmanager
-def _alone(
-    config: Config, instance: dg.DagsterInstance, store: Store
-) -> Iterator[Callable[[], None]]:
-    """Holds every lock that any step ever took; called again, what it gives takes those made
-    since. WorkError when a run is at work."""
-    held = {"withdrawal"}
-    with ExitStack() as stack:
-        stack.enter_context(store.lock("withdrawal", withdrawing=True))
-        bury_dead_runs(instance)
-
-        def take() -> None:
-            for run in instance.get_runs(filters=ACTIVE_RUNS, limit=1):
-                raise WorkError(f"run {run.run_id} is at work: wait or stop it")
-            for path in sorted((config.home / "locks").glob("*.lock")):
-                if path.stem not in held:
-                    stack.enter_context(store.lock(path.stem, withdrawing=True))
-                    held.add(path.stem)
-
-        take()
-        yield take
 
 
 def _traces(store: Store, withdrawal: Withdrawal, report: Report) -> Traces:
@@ -385,7 +361,8 @@ def _clean_table(
     report: Report,
 ) -> None:
     known = readable(records)
-    pinned = [digest for digest, record in audited(records, known) if name in record.tables]
+    kept = audited(known, records.pointers().values())
+    pinned = [digest for digest, record in kept if name in record.tables]
     keep = {known[digest].tables[name].version for digest in pinned}
     moved = rewrite(store, name, cut, keep | set(store.tags(name).values()))
     seals = {new: seal_at(store, name, new) for new in moved.values()}

@@ -168,7 +168,21 @@ class Records(dg.ConfigurableResource):
 
     def pointers(self) -> dict[str, str]:
         """Asset partition -> digest of its newest record."""
-        pointers = sorted((self._folder / "current").glob("[!.]*"))
+        return self._pointers("current")
+
+    def retire(self, asset: str) -> None:
+        """An asset partition has no current record any more; which was its last is kept."""
+        name = _file_name(asset)
+        (self._folder / "retired").mkdir(exist_ok=True)
+        (self._folder / "current" / name).replace(self._folder / "retired" / name)
+
+    def retired(self) -> dict[str, str]:
+        """Asset partition -> digest of its last record, of those retired and not made since."""
+        current = self.pointers()
+        return {a: digest for a, digest in self._pointers("retired").items() if a not in current}
+
+    def _pointers(self, folder: str) -> dict[str, str]:
+        pointers = sorted((self._folder / folder).glob("[!.]*"))
         return {_asset_name(path.name): path.read_text(encoding="ascii") for path in pointers}
 
     def closure(self, digests: Iterable[str]) -> dict[str, Record]:

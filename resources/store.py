@@ -269,6 +269,23 @@ class Store(dg.ConfigurableResource):
         filesystem, root = fs.FileSystem.from_uri(self.root)
         return filesystem.open_input_file(f"{root}/tables/{_checked(name)}.lance/{path}")
 
+    def sizes(self, name: str) -> dict[str, int]:
+        """Bytes of every file under the table's folder, by its path there."""
+        from pyarrow import fs
+
+        filesystem, root = fs.FileSystem.from_uri(self.root)
+        folder = f"{root}/tables/{_checked(name)}.lance"
+        found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
+        return {
+            info.path.removeprefix(f"{folder}/"): int(info.size)
+            for info in found
+            if info.type == fs.FileType.File
+        }
+
+    def untag(self, name: str, tag: str) -> None:
+        """Takes a tag off; the version it pinned can then be cleaned up."""
+        self.open(name).tags.delete(tag)
+
     def drop(self, name: str) -> None:
         """Removes a table with all its versions and tags."""
         self._connection.drop_table(_checked(name))

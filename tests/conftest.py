@@ -15,6 +15,9 @@ from filelock import FileLock
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As in the command line: before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: more threads than cores make all of them several times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CACHE = REPOSITORY / ".cache"

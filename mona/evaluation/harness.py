@@ -6,8 +6,10 @@ import contextlib
 import copy
 import functools
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from mona.spec import EvaluationSpec
 
 # A task's name and the number of one of its documents.
 Place = tuple[str, int]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def require_harness() -> None:
@@ -140,6 +143,18 @@ def named_tasks(name: str, spec: EvaluationSpec) -> dict[str, Any]:
             task.set_config(key="generation_kwargs", value=settings, update=True)
         task.set_fewshot_seed(seed=spec.seed)
     return tasks
+
+
+def data_commits(tasks: Mapping[str, Any]) -> dict[str, str]:
+    """Repository -> the commit of it that tasks made by `named_tasks` read their documents at."""
+    return {
+        task.DATASET_PATH: folder
+        for task in tasks.values()
+        for split in task.dataset.values()
+        for file in split.cache_files
+        # datasets keeps what it read of a hub in a folder named by the commit.
+        if _COMMIT.fullmatch(folder := Path(file["filename"]).parent.name)
+    }
 
 
 @functools.cache

@@ -6,6 +6,7 @@ test rows have answers has one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,12 +103,20 @@ def _batch_sums(model: Any, batch: Sequence[tuple[np.ndarray, np.ndarray]]) -> n
         mask[i, : len(ids)] = 1
         counted[i, : len(ids)] = torch.from_numpy(own)
     device = model.device
+    chosen, following = counted[:, 1:].to(device), tokens[:, 1:].to(device)
+    inputs = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
+    # A vocabulary is wide: where the model can, logits are made only at the positions that
+    # count in some row, and only the counted ones become float32.
+    kept = chosen.any(dim=0).nonzero().flatten()
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = kept
     with torch.inference_mode():
-        logits = model(input_ids=tokens.to(device), attention_mask=mask.to(device)).logits
-        # Only the counted positions' logits become float32: a vocabulary is wide.
-        chosen = counted[:, 1:].to(device)
+        logits = model(**inputs).logits
+        if "logits_to_keep" not in inputs:
+            logits = logits[:, kept]
+        chosen = chosen[:, kept]
         losses = functional.cross_entropy(
-            logits[:, :-1][chosen].float(), tokens[:, 1:].to(device)[chosen], reduction="none"
+            logits[chosen].float(), following[:, kept][chosen], reduction="none"
         )
     sums = np.zeros(len(batch))
     np.add.at(sums, np.nonzero(counted[:, 1:].numpy())[0], losses.double().cpu().numpy())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,12 +34,13 @@ class SubtaskResult:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """`metrics` has the headline metric first, each with its 95 % interval; `rows` are in the
-    order of the draw."""
+    order of the draw; `data` is, of a named task, the commit of each repository it read."""
 
     metrics: Mapping[str, Interval]
     n: int
     subtasks: Sequence[SubtaskResult]
     rows: Sequence[RowResult]
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def headline(self) -> str:

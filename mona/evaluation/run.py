@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mona.evaluation.draw import draw_rows
 from mona.evaluation.harness import (
     Place,
     answer,
+    data_commits,
     named_tasks,
     quiet,
     require_harness,
@@ -85,7 +86,8 @@ def evaluate(
             order = {ids[place]: i for i, place in enumerate(places)}
         rows = _rows(model, tokenizer, tasks, ids, spec, scratch, batch_tokens, progress)
     rows.sort(key=lambda row: order[row.sample_id])
-    return summarise(rows, macro=is_macro(reader, spec), seed=spec.seed)
+    found = summarise(rows, macro=is_macro(reader, spec), seed=spec.seed)
+    return found if spec.task is None else replace(found, data=data_commits(tasks))
 
 
 def is_macro(reader: TargetReader, spec: EvaluationSpec) -> bool:

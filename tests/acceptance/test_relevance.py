@@ -7,6 +7,8 @@ over one token cache. Takes half an hour on two cores.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import yaml
 from mona.codes import from_arrow
 from mona.files import DataFile
 from mona.sample import sample_id
-from mona.targets import choose_examples, read_target
+from mona.targets import TargetRow, choose_examples, read_target
 from orchestration.config import load_config
 from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import open_instance
@@ -55,20 +57,22 @@ def gsm8k_rows() -> list[dict[str, str]]:
     ][:600]
 
 
-def tydiqa_rows() -> list[dict[str, str]]:
-    """Train rows of the three languages that have them, in turn."""
+def tydiqa_rows(fits: Callable[[TargetRow], bool] = lambda _: True) -> list[dict[str, str]]:
+    """The first 134 train rows that fit of each of the three languages that have any."""
     files = sorted((DATA / "targets/tydiqa_goldp").glob("*/*_train.json"))
-    by_language = [read_target("tydiqa", [DataFile(file)]) for file in files]
+    by_language = [filter(fits, read_target("tydiqa", [DataFile(file)])) for file in files]
     return [
         {"prompt": row.messages[0].content, "completion": row.messages[1].content}
         for rows in by_language
-        for row in rows[:134]
+        for row in islice(rows, 134)
     ]
 
 
-def settings(root: Path) -> dict[str, Any]:
+def settings(root: Path, tydiqa: list[dict[str, str]]) -> dict[str, Any]:
+    """The pool of known sources, in files under `root` where it is made of targets' train rows,
+    and five targets."""
     write_rows(root / "gsm8k.jsonl", gsm8k_rows())
-    write_rows(root / "tydiqa.jsonl", tydiqa_rows())
+    write_rows(root / "tydiqa.jsonl", tydiqa)
 
     def source(name: str, path: Path, rows: int, **more: str) -> dict[str, Any]:
         return {"name": name, "path": str(path), "max_rows_per_file": rows, **more}
@@ -179,7 +183,7 @@ def reference_scores(store: Any, model: str, target: str) -> dict[str, float]:
 @pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 def test_matching_sources_are_found(tmp_path: Path) -> None:
     file = tmp_path / "relevance.yaml"
-    file.write_text(yaml.safe_dump(settings(tmp_path)), encoding="utf-8")
+    file.write_text(yaml.safe_dump(settings(tmp_path, tydiqa_rows())), encoding="utf-8")
     config = load_config(file)
     resources = build_resources(config)
     with open_instance(config) as instance:

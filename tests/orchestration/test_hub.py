@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from assets import retries
-from assets.keys import RAW_POOL
+from assets.keys import RAW_POOL, examples
 from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import QUIET, open_instance
 from tests.fake_hub import FakeHub, serving
@@ -122,14 +122,14 @@ def watch(project: Project) -> tuple[list[tuple[str | None, Any, str | None]], s
     return requests, tick.skip_reason.skip_message if tick.skip_reason else None
 
 
-def refresh(project: Project, dataset: str) -> None:
+def refresh(project: Project, dataset: str | None, key: dg.AssetKey = RAW_POOL) -> None:
     """What the daemon does with the sensor's request."""
     config = project.config
     with open_instance(config) as instance:
         job = build_definitions(config).resolve_implicit_global_asset_job_def()
         job.execute_in_process(
             instance=instance,
-            asset_selection=[RAW_POOL],
+            asset_selection=[key],
             partition_key=dataset,
             run_config=QUIET,
         )
@@ -366,6 +366,21 @@ def test_a_model_and_a_target_come_from_the_hub_at_the_commits_recorded(
     ]
     assert not [line for line in hub.take_requests() if "/orchard/tiny" in line]
 
+    # A target whose questions move is read again, and what is chosen for it follows.
+    assert elsewhere.call(watch, project)[0] == []
+    files["main/train.jsonl"] = lines(questions[1:6])
+    moved = hub.push("datasets", "orchard/asked", files)
+    ((partition, keys, _),) = elsewhere.call(watch, project)[0]
+    assert (partition, keys) == (None, [examples("asking")])
+    elsewhere.call(refresh, project, None, examples("asking"))
+    read = record(project, "asking/examples").about["revisions"]
+    assert read == {"examples": moved, "test": moved}
+    assert elsewhere.call(watch, project)[0] == []
+    assert elsewhere.made(project, "--dataset", "fruit") == [
+        "asking/prototype[tiny]",
+        "asking/mona/selection[fruit|tiny]",
+    ]
+
     # A named revision is another entry, and the hub's own word for it.
     language_model["revision"] = "v9"
     done = elsewhere.mona(project, "run", "--dataset", "fruit")
@@ -412,6 +427,32 @@ def test_an_sae_brings_only_its_own_layer(
     assert fetched
     assert not [line for line in fetched if "layers.4" not in line]
     assert record(project, "sae[tiny]").about["revisions"] == {"sae": f"orchard/sae@{commit}"}
+
+
+def test_a_release_that_does_not_answer_is_asked_again(
+    project: Project, hub: FakeHub, elsewhere: Elsewhere, tmp_path: Path
+) -> None:
+    from sae_lens import SAE
+
+    saved = tmp_path / "saved"
+    SAE.from_dict({"architecture": "topk", "d_in": 32, "d_sae": 64, "k": 4}).save_model(saved)
+    files = {f"blocks.4/{file.name}": file.read_bytes() for file in saved.iterdir()}
+    hub.push("models", "orchard/lens", files)
+    project.settings["models"]["tiny"]["sae"] = {
+        "load": {"release": "orchard/lens", "sae_id": "blocks.4"},
+        "quality_datasets": ["fruit"],
+        "quality_tokens": 200,
+        "max_fvu": 1e9,
+    }
+    command = ["run", "--dataset", "fruit", "--upto", "sae"]
+    hub.gone = True
+    done = elsewhere.mona(project, *command)
+    hub.gone = False
+    assert done.returncode == 1
+    assert done.stderr.count("trying again in") == 3
+    assert "sae-lens release orchard/lens, blocks.4: the hub does not answer" in one_line(done)
+    done = elsewhere.mona(project, *command)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_target_row_that_cannot_be_read_names_its_repository(
@@ -467,7 +508,7 @@ def test_a_named_task_of_the_harness_reads_its_data_from_the_hub(
     assert "mmlu_astronomy" in one_line(done)
     assert "cais/mmlu" in one_line(done)
 
-    hub.push("datasets", "cais/mmlu", {**files, "README.md": readme})
+    commit = hub.push("datasets", "cais/mmlu", {**files, "README.md": readme})
     hub.gone = True
     done = elsewhere.mona(project, "run", "--dataset", "fruit")
     hub.gone = False
@@ -479,4 +520,6 @@ def test_a_named_task_of_the_harness_reads_its_data_from_the_hub(
     assert {row["subtask"] for row in rows} == {"mmlu_astronomy"}
     assert {row["metric"] for row in rows} == {"acc"}
     assert len(rows) == 6
+    measured = record(project, "adding/base/evaluation[fruit|tiny]")
+    assert measured.about["task data"] == {"cais/mmlu": commit}
     assert elsewhere.made(project, "--dataset", "fruit") == []

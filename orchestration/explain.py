@@ -1,0 +1,180 @@
+"""Why a sample has its score in a selection: what `mona explain` shows.
+
+Belongs here: finding what a selection was scored with, from its record, whatever the pools hold
+by now. The arithmetic is `mona.explanation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from assets.keys import CONTROLS, RAW_POOL, SAE, SAE_CODES, label, prototype
+from assets.raw_pool import pool_table
+from assets.targets import prototype_table
+from mona.codes import from_arrow
+from mona.errors import RequestError
+from mona.explanation import Context, Part, Use, parts, uses
+from mona.sample import from_records
+from mona.spec import ModelSpec, RecipeSpec
+from resources.models import Models
+from resources.records import Record, Records
+from resources.store import Store
+
+_EXAMPLES = 3  # pool samples that show what a latent means
+_BATCH_TOKENS = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """One latent's part of the score, where in the sample it is strongest, and what it means:
+    its use in the pool with the strongest tokens of the samples where it is strongest."""
+
+    part: Part
+    here: Context | None
+    use: Use
+    means: list[Context]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A sample's score, its rank (None: not chosen), how many latents make the score, how many
+    samples were scored, and the latents with the largest parts."""
+
+    score: float
+    rank: int | None
+    shared: int
+    pool_samples: int
+    latents: list[Latent]
+
+
+def explain(
+    records: Records,
+    store: Store,
+    shelf: Models,
+    models: Mapping[str, ModelSpec],
+    asset: str,
+    sample_id: str,
+    count: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Explanation:
+    """The `count` latents that made most of a sample's score in the current selection `asset`.
+
+    Chosen or not, any sample of the pool it was chosen from can be asked about. `progress` is
+    told of samples run through the model. RequestError where the selection or the sample is
+    not there, where its scores have no parts, and where the model's entry changed since.
+    """
+    subset = _current(records, asset)
+    owner, recipe_name, _ = asset.split("/")
+    partition = asset.partition("[")[2].removesuffix("]")
+    dataset, model = partition.split("|")
+    recipe = RecipeSpec.model_validate(subset.about["recipe"])
+    if owner == CONTROLS or recipe.representation != "codes":
+        raise RequestError(
+            f"{owner}/{recipe_name} was not chosen by latents: only a target's recipe with "
+            "representation 'codes' can be explained"
+        )
+    codes_record = records.get(subset.inputs[label(SAE_CODES, partition)])
+    ((codes_table, codes_seal),) = codes_record.tables.items()
+    vector = _prototype(records, store, subset, owner, model)
+    ids = store.sample_ids(codes_table, version=codes_seal.version)
+    if pc.index(ids, sample_id).as_py() < 0:
+        raise RequestError(f"{owner}/{recipe_name} of {partition} scored no sample '{sample_id}'")
+    columns = ["l1", "indices", "values"]
+    code = from_arrow(store.rows(codes_table, columns, [sample_id], version=codes_seal.version))
+    every = parts(code, vector, recipe.similarity)
+    shown = every[:count]
+    scan = store.scan(codes_table, ["sample_id", *columns], version=codes_seal.version)
+    found = uses(scan, [part.latent for part in shown], _EXAMPLES)
+    wanted: dict[str, list[int]] = {sample_id: [part.latent for part in shown]}
+    for part, use in zip(shown, found, strict=True):
+        for _, strongest in use.strongest:
+            wanted.setdefault(strongest, [])
+            if part.latent not in wanted[strongest]:
+                wanted[strongest].append(part.latent)
+    pool = records.get(subset.inputs[label(RAW_POOL, dataset)]).tables[pool_table(dataset)]
+    rows = store.rows(pool_table(dataset), ["messages"], list(wanted), version=pool.version)
+    messages = dict(zip(wanted, rows.column("messages").to_pylist(), strict=True))
+    sae = records.get(codes_record.inputs[label(SAE, model)])
+    at = _contexts(shelf, model, models[model], sae, codes_record, messages, wanted, progress)
+    ((table, seal),) = subset.tables.items()
+    chosen = store.read(
+        table, ["rank"], version=seal.version, where=f"sample_id = '{sample_id}'"
+    ).column("rank")
+    return Explanation(
+        score=sum(part.part for part in every),
+        rank=chosen[0].as_py() if len(chosen) else None,
+        shared=len(every),
+        pool_samples=len(ids),
+        latents=[
+            Latent(
+                part,
+                at.get((sample_id, part.latent)),
+                use,
+                [
+                    at[strongest, part.latent]
+                    for _, strongest in use.strongest
+                    if (strongest, part.latent) in at
+                ],
+            )
+            for part, use in zip(shown, found, strict=True)
+        ],
+    )
+
+
+def _current(records: Records, asset: str) -> Record:
+    digest = records.current(asset)
+    if digest is None:
+        raise RequestError(f"{asset} was never made: mona run first")
+    return records.get(digest)
+
+
+def _prototype(
+    records: Records, store: Store, subset: Record, target: str, model: str
+) -> np.ndarray:
+    """The prototype a subset was scored against, float32 [d_sae]."""
+    made = records.get(subset.inputs[label(prototype(target), model)])
+    name = prototype_table(target, model, str(subset.about["codes"]))
+    rows = store.read(name, version=made.tables[name].version, where="representation = 'codes'")
+    return np.asarray(rows.column("values")[0].values, np.float32)
+
+
+def _contexts(
+    shelf: Models,
+    name: str,
+    model: ModelSpec,
+    sae_record: Record,
+    codes_record: Record,
+    messages: Mapping[str, Sequence[dict[str, str]]],
+    wanted: Mapping[str, Sequence[int]],
+    progress: Callable[[int], None],
+) -> dict[tuple[str, int], Context]:
+    """(sample id, latent) -> its strongest token, from one forward pass of each sample."""
+    from mona.encoder import plan_batches
+    from mona.explanation import contexts
+    from mona.sae import SparseAutoencoder
+
+    digest = str(sae_record.about["sae"])
+    if shelf.codes_fingerprint(name, model, digest) != codes_record.about["codes"]:
+        raise RequestError(f"the entry of model '{name}' changed since: mona run first")
+    encoder = shelf.encoder(name, model)
+    sae = SparseAutoencoder.load(shelf.sae_path(name, digest), encoder.device)
+    ids = list(wanted)
+    rows = encoder.renderer.render_batch([from_records(messages[i]) for i in ids])
+    found: dict[tuple[str, int], Context] = {}
+    for batch in plan_batches([len(row.ids) for row in rows], _BATCH_TOKENS):
+        made = encoder.forward([rows[i] for i in batch])
+        for place, i in enumerate(batch):
+            states = made.states[int(made.offsets[place]) : int(made.offsets[place + 1])]
+            for latent, context in zip(
+                wanted[ids[i]],
+                contexts(sae, encoder.renderer.tokenizer, rows[i], states, wanted[ids[i]], model.k),
+                strict=True,
+            ):
+                if context is not None:
+                    found[ids[i], latent] = context
+        progress(len(batch))
+    return found

@@ -1,0 +1,163 @@
+"""`mona gc`: what nothing refers to goes, what lineage stands on stays readable."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from orchestration.definitions import build_resources
+from resources.purge import versions
+from resources.withdrawals import Withdrawal, Withdrawals
+from tests.orchestration.conftest import Project, findings, sums
+from tests.orchestration.test_cli import mona, one_line
+
+
+def gc(project: Project, *words: str) -> Any:
+    done = mona(project, "gc", "--json", *words)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def names(found: Any, kind: str) -> list[str]:
+    return [item["name"] for item in found["items"] if item["kind"] == kind]
+
+
+def stored_bytes(project: Project) -> int:
+    return sum(f.stat().st_size for f in (project.root / "store").rglob("*") if f.is_file())
+
+
+def test_old_versions_go_and_nothing_else_changes(project: Project) -> None:
+    project.run()
+    project.write_rows("fruit", [*project.rows("fruit"), *sums(300, 5)])
+    project.run()
+    subsets = project.store.tags("selection.adding.mona.fruit.tiny")
+    before = stored_bytes(project)
+    shown = gc(project)
+    assert stored_bytes(project) == before
+    assert shown["unfinished"] is None
+    assert names(shown, "table") == []
+    codes = project.table("codes.fruit.tiny.")
+    assert codes in names(shown, "versions")
+    removed = gc(project, "--yes")
+    assert removed["items"] == shown["items"]
+    assert before - stored_bytes(project) >= removed["bytes"] > 0
+    # The first subset's inputs and the current ones are left, and no other version.
+    assert len(versions(project.store, codes)) == 2
+    assert project.store.tags("selection.adding.mona.fruit.tiny") == subsets
+    assert findings(project) == []
+    assert gc(project)["items"] == []
+    assert project.run().made == []
+    project.write_rows("fruit", project.rows("fruit")[3:])
+    assert "adding/mona/selection[fruit|tiny]" in project.run().made
+    assert findings(project) == []
+
+
+def test_codes_that_no_subset_was_chosen_by_go_when_they_are_superseded(project: Project) -> None:
+    project.run(datasets=("fruit",), upto="sae_codes")
+    first = project.table("codes.fruit.tiny.")
+    project.settings["models"]["tiny"]["k"] = 3
+    project.run(datasets=("fruit",))
+    second = next(n for n in project.store.table_names() if n.startswith("codes.") and n != first)
+    assert first in names(gc(project, "--yes"), "table")
+    assert not project.store.exists(first)
+    # These have chosen a subset, so they stay when they are superseded in turn.
+    project.settings["models"]["tiny"]["k"] = 5
+    project.run(datasets=("fruit",))
+    assert names(gc(project, "--yes"), "table") == []
+    assert project.store.exists(second)
+    assert findings(project) == []
+
+
+def test_a_retired_dataset_is_listed_and_goes_and_comes_back(project: Project) -> None:
+    project.run(datasets=("fruit",))
+    project.run(datasets=("verse",), upto="sae_codes")
+    verse = project.settings["datasets"].pop("verse")
+    status = {row["asset"]: row for row in json.loads(mona(project, "status", "--json").stdout)}
+    assert status["raw_pool[verse]"]["status"] == "retired"
+    assert "mona gc reclaims it" in status["raw_pool[verse]"]["why"]
+    found = gc(project, "--yes")
+    assert set(found["retired"]) == {
+        "raw_pool[verse]",
+        "activations[verse|tiny]",
+        "sae_codes[verse|tiny]",
+    }
+    assert not [name for name in project.store.table_names() if ".verse" in name]
+    assert "retired" not in mona(project, "status").stdout
+    assert findings(project) == []
+    project.settings["datasets"]["verse"] = verse
+    assert project.status()["raw_pool[verse]"] == "missing"
+    made = project.run().made
+    assert {"raw_pool[verse]", "sae_codes[verse|tiny]"} <= set(made)
+    assert set(project.status().values()) == {"fresh"}
+    assert findings(project) == []
+
+
+def test_what_a_subset_stands_on_stays_when_its_names_are_gone(project: Project) -> None:
+    project.run()
+    chosen = project.store.sample_ids("selection.adding.mona.verse.tiny").to_pylist()
+    project.settings["datasets"].pop("verse")
+    found = gc(project, "--yes")
+    assert found["retired"]["adding/mona/selection[verse|tiny]"] is True
+    assert found["retired"]["raw_pool[verse]"] is True
+    assert set(chosen) <= set(project.store.sample_ids("pool.verse").to_pylist())
+    assert findings(project) == []
+    done = mona(project, "lineage", "sample", chosen[0], "--json")
+    assert [use["subset"] for use in json.loads(done.stdout)] == [
+        "adding/mona/selection[verse|tiny]"
+    ]
+
+
+def test_what_a_crash_left_goes_only_once_all_is_fresh(project: Project) -> None:
+    project.run(datasets=("fruit",))
+    left = project.root / "store" / "scratch" / "finetune.abc"
+    left.mkdir(parents=True)
+    (left / "state.pt").write_bytes(b"x" * 1000)
+    schema = pa.schema([pa.field("sample_id", pa.string(), nullable=False)])
+    project.store.ensure("codes.verse.tiny.abc", schema)
+    found = gc(project, "--yes")
+    assert found["unfinished"] == "raw_pool[verse]"
+    assert project.store.exists("codes.verse.tiny.abc")
+    assert left.exists()
+    project.run()
+    found = gc(project, "--yes")
+    assert found["unfinished"] is None
+    assert "codes.verse.tiny.abc" in names(found, "table")
+    assert "scratch/finetune.abc" in names(found, "folder")
+    assert not project.store.exists("codes.verse.tiny.abc")
+    assert not left.exists()
+    assert set(project.status().values()) == {"fresh"}
+
+
+def test_an_sae_that_was_superseded_before_it_chose_goes(project: Project) -> None:
+    project.run(datasets=("fruit",), upto="sae")
+    folders = project.root / "store" / "sae" / "tiny"
+    (first,) = (path.name for path in folders.iterdir() if path.is_dir())
+    project.settings["models"]["tiny"]["sae"]["train"]["seed"] = 1
+    project.run(datasets=("fruit",))
+    assert names(gc(project, "--yes"), "folder") == [f"sae/tiny/{first}"]
+    assert first not in [path.name for path in folders.iterdir()]
+    assert findings(project) == []
+    assert project.run(datasets=("fruit",)).made == []
+
+
+def test_it_waits_for_nobody(project: Project) -> None:
+    project.run(datasets=("fruit",))
+    with project.store.lock("pool.fruit"):
+        done = mona(project, "gc", "--yes")
+    assert done.returncode == 1
+    assert "another run is working on it" in one_line(done)
+    home = build_resources(project.config)["records"].home
+    Withdrawals(home).open(Withdrawal("a reason", ids=("0" * 32,)))
+    done = mona(project, "gc", "--yes")
+    assert done.returncode == 1
+    assert "is not complete" in one_line(done)
+
+
+@pytest.mark.parametrize("words", [(), ("--yes",)])
+def test_it_says_so_when_there_is_nothing(project: Project, words: tuple[str, ...]) -> None:
+    done = mona(project, "gc", *words)
+    assert done.returncode == 0
+    assert "nothing to reclaim" in done.stdout
