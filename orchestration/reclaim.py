@@ -92,6 +92,7 @@ def reclaim(
     if pending:
         raise WorkError(f"withdrawal {pending[0]} is not complete: mona run completes it")
     with alone(config, instance, store, "gc"):
+        standing.forget()  # a run may have ended since it was read
         found = plan(standing, records, store)
         needed = _needed(config, records)
         for asset, kept in found.retired.items():

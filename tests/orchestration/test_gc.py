@@ -43,7 +43,9 @@ def test_old_versions_go_and_nothing_else_changes(project: Project) -> None:
     assert codes in names(shown, "versions")
     removed = gc(project, "--yes")
     assert removed["items"] == shown["items"]
-    assert before - stored_bytes(project) >= removed["bytes"] > 0
+    # It writes a few tags itself.
+    assert before - stored_bytes(project) == pytest.approx(removed["bytes"], rel=0.02)
+    assert removed["bytes"] > 100_000
     # The first subset's inputs and the current ones are left, and no other version.
     assert len(versions(project.store, codes)) == 2
     assert project.store.tags("selection.adding.mona.fruit.tiny") == subsets
