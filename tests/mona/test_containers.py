@@ -358,7 +358,7 @@ def test_broken_parquet_is_a_defect(tmp_path: Path) -> None:
         ("a.csv", b"input,output\n"),
         ("a.parquet", b""),
         ("a.parquet", parquet_bytes([{"a": 1}][:0] or [])),
-        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)),
         ("a.jsonl.gz", b""),
     ],
 )
