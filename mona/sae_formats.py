@@ -122,8 +122,12 @@ _ACTIVATIONS: dict[str, Activation] = {
 def _release(release: str, sae_id: str) -> Any:
     from sae_lens import SAE
 
-    with hub_answers(f"sae-lens release {release}, {sae_id}"):
-        return SAE.from_pretrained(release, sae_id)
+    what = f"sae-lens release {release}, {sae_id}"
+    try:
+        with hub_answers(what):
+            return SAE.from_pretrained(release, sae_id)
+    except KeyError as error:  # a configuration without a field
+        raise RequestError(f"{what}: {_line(error)}") from error
 
 
 def _sae_lens_folder(folder: Path) -> Any:
