@@ -106,20 +106,21 @@ def texts(project: Project, dataset: str) -> set[str]:
 def watch(project: Project) -> tuple[list[tuple[str | None, Any, str | None]], str | None]:
     """(requests, why none) of one tick of the sensor of hub revisions."""
     config = project.config
-    (sensor,) = (
-        sensor
-        for sensor in build_definitions(config).sensors or ()
-        if sensor.name == "hub_revisions"
-    )
-    with open_instance(config) as instance:
-        context = dg.build_sensor_context(instance=instance, resources=build_resources(config))
-        tick = sensor(context)
-    assert isinstance(tick, dg.SensorResult)
+    repository = build_definitions(config).get_repository_def()
+    sensor = repository.get_sensor_def("hub_revisions")
+    # As Dagster evaluates it: a request of what the sensor may not target is an error.
+    with (
+        open_instance(config) as instance,
+        dg.build_sensor_context(
+            instance, repository_def=repository, resources=build_resources(config)
+        ) as context,
+    ):
+        tick = sensor.evaluate_tick(context)
     requests = [
         (request.partition_key, request.asset_selection, request.run_key)
         for request in tick.run_requests or ()
     ]
-    return requests, tick.skip_reason.skip_message if tick.skip_reason else None
+    return requests, tick.skip_message
 
 
 def refresh(project: Project, dataset: str | None, key: dg.AssetKey = RAW_POOL) -> None:

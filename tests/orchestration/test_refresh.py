@@ -145,8 +145,8 @@ def test_a_tick_of_the_sweep_requests_what_was_missed_and_no_more(
         with project.opened() as (_, definitions, instance):
             found: dict[str, set[str]] = {}
             repository = definitions.get_repository_def()
-            context = dg.build_schedule_context(instance, at, repository_def=repository)
-            ticked = repository.get_schedule_def(name).evaluate_tick(context)
+            with dg.build_schedule_context(instance, at, repository_def=repository) as context:
+                ticked = repository.get_schedule_def(name).evaluate_tick(context)
             requests = ticked.run_requests or []
             assert len({request.run_key for request in requests}) == len(requests)
             for request in requests:
@@ -193,7 +193,8 @@ def test_schedules_are_off_by_default_and_request_their_dataset(project: Project
     assert (refresh.name, refresh.cron_schedule) == ("refresh_fruit", "0 3 * * *")
     assert (sweep.name, sweep.cron_schedule) == ("sweep", "30 4 * * *")
     with dg.DagsterInstance.ephemeral() as instance:
-        request = refresh(dg.build_schedule_context(instance=instance))
+        with dg.build_schedule_context(instance=instance) as context:
+            request = refresh(context)
     assert (request.partition_key, request.asset_selection) == ("fruit", [RAW_POOL])
     project.settings["automation"] = {"sweep": "now and then"}
     with pytest.raises(RequestError, match=r"automation\.sweep: 'now and then' is no cron"):
