@@ -7,8 +7,6 @@ over one token cache. Takes half an hour on two cores.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,29 +48,25 @@ def gsm8k_rows() -> list[dict[str, str]]:
     rows = read_target("gsm8k", [DataFile(DATA / "targets/gsm8k/train.jsonl")])
     examples = choose_examples(rows, count=100, per_subtask=None, seed=0)
     taken = {sample_id(row.messages) for row in examples}
-    return [
-        {"prompt": row.messages[0].content, "completion": row.messages[1].content}
-        for row in rows
-        if sample_id(row.messages) not in taken
-    ][:600]
+    return [pair(row) for row in rows if sample_id(row.messages) not in taken]
 
 
-def tydiqa_rows(fits: Callable[[TargetRow], bool] = lambda _: True) -> list[dict[str, str]]:
-    """The first 134 train rows that fit of each of the three languages that have any."""
+def tydiqa_rows(per_language: int | None = None) -> list[dict[str, str]]:
+    """The first train rows of each of the three languages that have any."""
     files = sorted((DATA / "targets/tydiqa_goldp").glob("*/*_train.json"))
-    by_language = [filter(fits, read_target("tydiqa", [DataFile(file)])) for file in files]
-    return [
-        {"prompt": row.messages[0].content, "completion": row.messages[1].content}
-        for rows in by_language
-        for row in islice(rows, 134)
-    ]
+    by_language = [read_target("tydiqa", [DataFile(file)]) for file in files]
+    return [pair(row) for rows in by_language for row in rows[:per_language]]
 
 
-def settings(root: Path, tydiqa: list[dict[str, str]]) -> dict[str, Any]:
+def pair(row: TargetRow) -> dict[str, str]:
+    return {"prompt": row.messages[0].content, "completion": row.messages[1].content}
+
+
+def settings(root: Path) -> dict[str, Any]:
     """The pool of known sources, in files under `root` where it is made of targets' train rows,
     and five targets."""
     write_rows(root / "gsm8k.jsonl", gsm8k_rows())
-    write_rows(root / "tydiqa.jsonl", tydiqa)
+    write_rows(root / "tydiqa.jsonl", tydiqa_rows(134))
 
     def source(name: str, path: Path, rows: int, **more: str) -> dict[str, Any]:
         return {"name": name, "path": str(path), "max_rows_per_file": rows, **more}
@@ -183,7 +177,7 @@ def reference_scores(store: Any, model: str, target: str) -> dict[str, float]:
 @pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 def test_matching_sources_are_found(tmp_path: Path) -> None:
     file = tmp_path / "relevance.yaml"
-    file.write_text(yaml.safe_dump(settings(tmp_path, tydiqa_rows())), encoding="utf-8")
+    file.write_text(yaml.safe_dump(settings(tmp_path)), encoding="utf-8")
     config = load_config(file)
     resources = build_resources(config)
     with open_instance(config) as instance:

@@ -192,9 +192,11 @@ def test_schedules_are_off_by_default_and_request_their_dataset(project: Project
     refresh, sweep = build_definitions(project.config).schedules or ()
     assert (refresh.name, refresh.cron_schedule) == ("refresh_fruit", "0 3 * * *")
     assert (sweep.name, sweep.cron_schedule) == ("sweep", "30 4 * * *")
-    with dg.DagsterInstance.ephemeral() as instance:
-        with dg.build_schedule_context(instance=instance) as context:
-            request = refresh(context)
+    with (
+        dg.DagsterInstance.ephemeral() as instance,
+        dg.build_schedule_context(instance=instance) as context,
+    ):
+        request = refresh(context)
     assert (request.partition_key, request.asset_selection) == ("fruit", [RAW_POOL])
     project.settings["automation"] = {"sweep": "now and then"}
     with pytest.raises(RequestError, match=r"automation\.sweep: 'now and then' is no cron"):
