@@ -7,6 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 CONFIG ?= examples/demo.yaml
 export MONA_CONFIG := $(CONFIG)
+# Packages are installed without bytecode and keep that of what is imported: a process that may not
+# write it compiles ten thousand files anew, which takes it ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test acceptance experiment bench ui lint clean
 
