@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-_FAST_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 @lru_cache(maxsize=1)
@@ -26,14 +26,14 @@ def resolve_device(device: str) -> str:
     return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
-    """'bfloat16' or 'float32'; 'auto' is bfloat16 where the hardware multiplies it fast.
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether the resolved `device` has instructions for bfloat16 products: a GPU, or a CPU
+    with AMX or AVX512-BF16."""
+    return device == "cuda" or bool(_cpu_flags() & _BFLOAT16_FLAGS)
 
-    `device` is resolved. On a CPU without AMX or AVX512-BF16 instructions bfloat16 products
-    are several times slower than float32 ones.
-    """
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """'bfloat16' or 'float32'; 'auto' is bfloat16 where the resolved `device` multiplies it."""
     if dtype != "auto":
         return dtype
-    if device == "cuda" or _cpu_flags() & _FAST_BFLOAT16_FLAGS:
-        return "bfloat16"
-    return "float32"
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from mona.bfloat16 import bfloat16_products
 from mona.checkpoints import deciding_files, quiet_transformers, refuse_nan
 from mona.errors import RequestError, WorkError
 from mona.spec import Template, TokenPolicy
@@ -214,7 +215,9 @@ class Encoder:
             counted[i, : len(row.ids)] = row.counted
         # Padding is on the right and attention is causal, so a real token never sees padding:
         # without a mask the fused causal kernel is used.
-        self.backbone(input_ids=torch.from_numpy(ids).to(self.device), use_cache=False)
+        inputs = torch.from_numpy(ids).to(self.device)
+        with bfloat16_products(self.device.type, str(self.dtype).removeprefix("torch.")):
+            self.backbone(input_ids=inputs, use_cache=False)
         return torch.from_numpy(counted).to(self.device)
 
     def _keep_output(self, index: int) -> Any:

@@ -143,6 +143,8 @@ def train(
 
     import torch
 
+    from mona.bfloat16 import bfloat16_products
+
     started = time.monotonic()
     quiet_transformers()
     rows, skipped = _rows(samples, base_folder, spec)
@@ -156,8 +158,10 @@ def train(
         with arguments.main_process_first(local=False):
             checkpoint = _last_checkpoint(scratch, settings)
         trainer = make_trainer(rows, base_folder, spec, arguments, dtype, progress)
+        resumed = None if checkpoint is None else str(checkpoint)
         try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with bfloat16_products(device, dtype):
+                trainer.train(resume_from_checkpoint=resumed)
         except torch.OutOfMemoryError as error:
             raise WorkError(
                 f"fine-tuning: out of memory on {device}; lower micro_batch_size or max_length, "

@@ -35,7 +35,13 @@ POOL = {"rows": 3500, "max_tokens": 160, "tokenizer": "smollm2", "seed": 0}
 MAX_LENGTH = 1024
 LOSS_ROWS = {"tydiqa": 50, "gsm8k": 64, "mbpp": 100}
 # A batch of two: few samples make steps enough.
-FINETUNE = {"epochs": 1, "batch_size": 2, "micro_batch_size": 2, "max_length": MAX_LENGTH}
+FINETUNE = {
+    "epochs": 1,
+    "batch_size": 2,
+    "micro_batch_size": 2,
+    "max_length": MAX_LENGTH,
+    "dtype": "bfloat16",
+}
 
 
 def tuning_settings(root: Path) -> dict[str, Any]:
