@@ -1,9 +1,9 @@
 """bfloat16 matrix products on a CPU that has no instructions for them.
 
-torch's own kernels there are up to twenty-five times slower than its float32 ones (one step of
-SmolLM2-135M's fine-tuning). Such instructions multiply bfloat16 operands exactly, add in
-float32 and round the sum once; float32 products of the same operands, rounded, are the same
-and fast. Where bfloat16 is fast is `mona.device`.
+torch's own kernels there are many times slower than its float32 ones. Such instructions multiply
+bfloat16 operands exactly, add in float32 and round the sum; float32 products of the same
+operands, rounded, are the same and nearly as fast as float32's. Where bfloat16 is fast is
+`mona.device`.
 """
 
 from __future__ import annotations

@@ -235,16 +235,23 @@ def _rows(
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Deterministic kernels for the block; cuBLAS asks for the variable too."""
+    """Deterministic kernels for the block; cuBLAS asks for the variable too.
+
+    torch would also fill all memory that it is about to write, for programs that read what they
+    did not write; ours do not, and filling takes time.
+    """
     import torch
 
+    memory: Any = torch.utils.deterministic
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]
 
 
 def _settings(

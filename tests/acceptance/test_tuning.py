@@ -1,7 +1,7 @@
 """Is a model better for having been tuned on what was chosen?
 
 The mixed pool of known sources, SmolLM2, three targets: LoRA on equal tokens chosen by MONA and
-drawn at random with three seeds, beside the untouched model. Takes 50 minutes on two cores.
+drawn at random with three seeds, beside the untouched model. Takes 55 minutes on two cores.
 What is made stays under data/experiment, so that a run that was ended goes on where it stood.
 """
 
