@@ -34,13 +34,13 @@ _PRODUCTS = {
 }
 
 
-def bfloat16_products(device: str, dtype: str) -> AbstractContextManager[Any]:
+def bfloat16_products(device: str, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """A context in which this thread's bfloat16 products on a CPU are made through float32.
 
-    Results are bfloat16, as without it. Nothing changes where `dtype` is not 'bfloat16', or
-    the `device` ('cpu' or 'cuda') multiplies it fast itself.
+    Results are bfloat16, as without it. Nothing changes where `dtype`, the weights', is another,
+    or the `device` ('cpu' or 'cuda') multiplies it fast itself.
     """
-    if dtype != "bfloat16" or multiplies_bfloat16(device):
+    if dtype != torch.bfloat16 or multiplies_bfloat16(device):
         return nullcontext()
     return _ThroughFloat32()
 

@@ -216,7 +216,7 @@ class Encoder:
         # Padding is on the right and attention is causal, so a real token never sees padding:
         # without a mask the fused causal kernel is used.
         inputs = torch.from_numpy(ids).to(self.device)
-        with bfloat16_products(self.device.type, str(self.dtype).removeprefix("torch.")):
+        with bfloat16_products(self.device.type, self.dtype):
             self.backbone(input_ids=inputs, use_cache=False)
         return torch.from_numpy(counted).to(self.device)
 

@@ -160,7 +160,7 @@ def train(
         trainer = make_trainer(rows, base_folder, spec, arguments, dtype, progress)
         resumed = None if checkpoint is None else str(checkpoint)
         try:
-            with bfloat16_products(device, dtype):
+            with bfloat16_products(device, getattr(torch, dtype)):
                 trainer.train(resume_from_checkpoint=resumed)
         except torch.OutOfMemoryError as error:
             raise WorkError(

@@ -45,7 +45,7 @@ def test_a_product_is_the_exact_one_rounded_once_and_so_are_its_gradients() -> N
         for seed, shape in enumerate([(2, 5, 300), (7, 300), (7,)])
     )
     out = _whole_numbers(2, 5, 7, seed=3)
-    with bfloat16_products("cpu", "bfloat16"):
+    with bfloat16_products("cpu", torch.bfloat16):
         got = linear(x, w, bias)
         got.backward(out)
     exact = x.double() @ w.double().T + bias.double()
@@ -64,7 +64,7 @@ def test_attention_and_its_gradients_are_near_the_exact_ones() -> None:
         torch.randn(2, 3, 20, 8, generator=generator).bfloat16().requires_grad_() for _ in range(3)
     ]
     exact = [given.detach().double().requires_grad_() for given in low]
-    with bfloat16_products("cpu", "bfloat16"):
+    with bfloat16_products("cpu", torch.bfloat16):
         got = scaled_dot_product_attention(*low, is_causal=True)
         got.sum().backward()
     wanted = scaled_dot_product_attention(*exact, is_causal=True)
@@ -89,7 +89,7 @@ def test_no_product_of_a_model_is_left_to_torchs_bfloat16(tiny_llama: Path, lear
             logits.float().logsumexp(-1).sum().backward()
         return logits.detach().float()
 
-    with Recorder() as through, bfloat16_products("cpu", "bfloat16"):
+    with Recorder() as through, bfloat16_products("cpu", torch.bfloat16):
         got = step()
     assert set().union(*through.seen.values()) == {torch.float32}
     with Recorder() as own:
@@ -102,17 +102,17 @@ def test_no_product_of_a_model_is_left_to_torchs_bfloat16(tiny_llama: Path, lear
 @pytest.mark.parametrize(
     ("on", "dtype", "flags"),
     [
-        ("cpu", "float32", "avx2"),
-        ("cuda", "bfloat16", "avx2"),
-        ("cpu", "bfloat16", "avx512_bf16"),
-        ("cpu", "bfloat16", "amx_bf16"),
+        ("cpu", torch.float32, "avx2"),
+        ("cuda", torch.bfloat16, "avx2"),
+        ("cpu", torch.bfloat16, "avx512_bf16"),
+        ("cpu", torch.bfloat16, "amx_bf16"),
     ],
 )
 def test_nothing_is_changed_where_products_are_fast(
-    monkeypatch: pytest.MonkeyPatch, on: str, dtype: str, flags: str
+    monkeypatch: pytest.MonkeyPatch, on: str, dtype: torch.dtype, flags: str
 ) -> None:
     monkeypatch.setattr(device, "_cpu_flags", lambda: frozenset({flags}))
-    numbers = _whole_numbers(4, 4, seed=0).to(getattr(torch, dtype))
+    numbers = _whole_numbers(4, 4, seed=0).to(dtype)
     with Recorder() as recorder, bfloat16_products(on, dtype):
         numbers @ numbers
     assert recorder.seen == {"aten.mm.default": {numbers.dtype}}
