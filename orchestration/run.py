@@ -54,8 +54,9 @@ def bring_up_to_date(
     """Materialises what is missing or stale of the choice, upstream first, after completing a
     withdrawal that was cut short.
 
-    WorkError when a blocking check upstream failed, and the failing step's own error when a
-    step fails; what was made before stays, and the next call goes on from there.
+    WorkError when a blocking check upstream failed, KeyboardInterrupt at Ctrl-C or SIGTERM, and
+    the failing step's own error when a step fails; what was made before stays, and the next call
+    goes on from there.
     """
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     bury_dead_runs(instance)
@@ -106,6 +107,9 @@ def _execute(
             tags={PROCESS_TAG: process_name()},
             raise_on_error=True,
         )
+    except dg.DagsterExecutionInterruptedError:
+        # What Dagster makes of Ctrl-C and SIGTERM during a step; it has ended the run by now.
+        raise KeyboardInterrupt from None
     except OperationalError as error:
         if "disk" not in str(error.orig):
             raise

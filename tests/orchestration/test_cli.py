@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestration import cli
+from resources.store import Store
 from tests.orchestration.conftest import Project, sums
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +75,26 @@ def test_status_and_a_run_without_work_import_neither_torch_nor_sae_lens(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_inside_a_step_says_so_in_one_line(
+    project: Project, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    words = ["run", "--dataset", "fruit", "--upto", "raw_pool"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "replace", lambda *_: signal.raise_signal(number))
+        stopped = mona(project, *words)
+    assert stopped.returncode == 1
+    assert stopped.stderr.splitlines() == [
+        "making raw_pool[fruit]",
+        "",  # ends the line that a terminal shows ^C on
+        "stopped; the next run goes on from the last commit",
+    ]
+    with project.opened() as (_, _, instance):
+        assert [run.is_finished for run in instance.get_runs()] == [True]
+    assert mona(project, *words).returncode == 0
+    assert project.status()["raw_pool[fruit]"] == "fresh"
 
 
 def test_show_and_export_read_back(project: Project, tmp_path: Path) -> None:
