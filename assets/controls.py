@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+import pyarrow.compute as pc
 
 from assets.keys import (
     ACTIVATIONS,
@@ -19,27 +20,27 @@ from assets.keys import (
     selection,
 )
 from assets.pools import CPU_POOL
+from assets.raw_pool import pool_table
 from assets.retries import retried
 from assets.subset import contaminated, publish
 from mona.controls import draw_scores
 from mona.fingerprint import fingerprint
-from mona.selection import TopRanked
-from mona.spec import Budget, ModelSpec, RecipeSpec
-from resources.encodings import pool_population
-from resources.models import Models
+from mona.selection import Selection, TopRanked
+from mona.spec import Budget, RecipeSpec
+from resources.encoding_tables import pool_population
 from resources.records import Records
+from resources.snapshot import Snapshot
 from resources.store import Store
 
 
 def build_controls(
     targets: Sequence[str],
     recipes: Mapping[str, RecipeSpec],
-    models: Mapping[str, ModelSpec],
     partitions: Partitions,
 ) -> list[dg.AssetsDefinition]:
     """One asset for each recipe with selector `random` or `all`."""
     return [
-        _control(name, recipe, targets, models, partitions)
+        _control(name, recipe, targets, partitions)
         for name, recipe in recipes.items()
         if recipe.selector in ("random", "all")
     ]
@@ -49,7 +50,6 @@ def _control(
     recipe_name: str,
     recipe: RecipeSpec,
     targets: Sequence[str],
-    models: Mapping[str, ModelSpec],
     partitions: Partitions,
 ) -> dg.AssetsDefinition:
     key = selection(CONTROLS, recipe_name)
@@ -71,29 +71,41 @@ def _control(
     )
     @retried
     def control(
-        context: dg.AssetExecutionContext, shelf: Models, store: Store, records: Records
+        context: dg.AssetExecutionContext, store: Store, records: Records
     ) -> dg.MaterializeResult[Any]:
-        dataset, name = dataset_and_model(context)
-        inputs = records.read_at(
-            [
-                label(RAW_POOL, dataset),
-                label(ACTIVATIONS, context.partition_key),
-                *(label(examples(target)) for target in targets),
-            ]
-        )
-        # Token budgets are counted by the model's tokenizer: its lengths lie with its views.
-        lengths = pool_population(dataset).activations_table(
-            shelf.encoder_fingerprint(name, models[name])
-        )
+        dataset, _ = dataset_and_model(context)
+        pool, encoded = label(RAW_POOL, dataset), label(ACTIVATIONS, context.partition_key)
+        shown = [label(examples(target)) for target in targets]
+        read = Snapshot.of(store, records, [pool, encoded, *shown])
         excluded: dict[str, str] = {}
         if recipe.decontaminate:
-            for found in contaminated(store, dataset, targets).values():
+            for found in contaminated(read, dataset, targets).values():
                 excluded.update(found)
-        budget = recipe.budget or Budget(share=1.0)
-        top = TopRanked(budget, store.count(lengths), excluded.keys())
-        for batch in store.scan(lengths, ["sample_id", "length"]):
-            ids = batch.column("sample_id")
-            top.add(ids, draw_scores(ids.to_pylist(), recipe.seed), batch.column("length"))
-        return publish(store, records, key, dataset, name, recipe, top.finish(), excluded, inputs)
+        return publish(
+            read,
+            key,
+            context.partition_key,
+            recipe,
+            _draw(read, dataset, encoded, recipe, excluded),
+            excluded,
+        )
 
     return control
+
+
+def _draw(
+    read: Snapshot, dataset: str, encoded: str, recipe: RecipeSpec, excluded: Mapping[str, str]
+) -> Selection:
+    """The drawn samples. Token budgets are counted by the model's tokenizer, whose lengths lie
+    with the activations; a sample it can't render truly is not drawn."""
+    meaning = str(read.record(encoded).about["encoder"])
+    stored = read.table(encoded, pool_population(dataset).activations_table(meaning))
+    rows = stored.read(["sample_id", "length", "set_aside"])
+    pool = read.table(label(RAW_POOL, dataset), pool_table(dataset)).sample_ids
+    here = pc.and_(pc.is_in(rows.column("sample_id"), pool), pc.is_null(rows.column("set_aside")))
+    rows = rows.filter(here)
+    top = TopRanked(recipe.budget or Budget(share=1.0), rows.num_rows, excluded.keys())
+    for batch in rows.to_batches():
+        ids = batch.column("sample_id")
+        top.add(ids, draw_scores(ids.to_pylist(), recipe.seed), batch.column("length"))
+    return top.finish()

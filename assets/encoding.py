@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import numpy as np
+import pyarrow.compute as pc
 
-from assets.describe import picture, provenance
+from assets.describe import picture, table
 from assets.entries import entries_read
 from assets.keys import (
     ACTIVATIONS,
@@ -22,24 +23,29 @@ from assets.keys import (
     model_entry,
 )
 from assets.pools import GPU_POOL
+from assets.raw_pool import pool_table
 from assets.retries import retried
+from assets.step import finished
 from mona.fingerprint import fingerprint, rows_digest
-from mona.spec import ModelSpec
-from resources.encodings import Encodings, SyncReport, pool_population
+from mona.spec import ModelSpec, RecipeSpec, views_read
+from resources.encoding_tables import pool_population
+from resources.encodings import CodesOf, Encodings, SyncReport
 from resources.engine import Engine, progress_bar
 from resources.models import Models
-from resources.records import Record, Records, sealed
+from resources.records import Records
+from resources.snapshot import Snapshot
 from resources.store import Store
-
-if TYPE_CHECKING:
-    from mona.sae import SparseAutoencoder
+from resources.table_at import TableAt
 
 NEW_ROWS_FVU = "FVU on new rows"
 NEW_ROWS_TOKENS = 256  # fewer say nothing about a variance
 
 
-def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.AssetsDefinition:
+def build_encoding(
+    models: Mapping[str, ModelSpec], recipes: Mapping[str, RecipeSpec], partitions: Partitions
+) -> dg.AssetsDefinition:
     """The subsettable multi-asset for all configured datasets and models."""
+    views = views_read(recipes.values())
 
     @dg.multi_asset(
         name="encode",
@@ -48,8 +54,9 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
                 ACTIVATIONS,
                 deps=[by_dataset(RAW_POOL), by_model(model_entry("encoder"))],
                 group_name="encoding",
-                code_version="1",
-                description="Dense views of the residual stream, one row a sample.",
+                code_version=fingerprint(code="2", views=views),
+                description="What the forward pass counted, and the dense views recipes read, "
+                "one row a sample.",
             ),
             dg.AssetSpec(
                 SAE_CODES,
@@ -60,7 +67,7 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
                     by_model(model_entry("codes")),
                 ],
                 group_name="encoding",
-                code_version="1",
+                code_version="2",
                 description="Sparse autoencoder codes, one row a sample, in LanceDB.",
             ),
         ],
@@ -77,101 +84,85 @@ def build_encoding(models: Mapping[str, ModelSpec], partitions: Partitions) -> d
         records: Records,
     ) -> Iterator[dg.MaterializeResult[Any]]:
         dataset, name = dataset_and_model(context)
-        model = models[name]
-        pool = records.read_at([label(RAW_POOL, dataset)])
-        entries = entries_read(shelf, name, model, "encoder", "codes")
-        encodings = Encodings.of_model(pool_population(dataset), name, model, shelf, store, engine)
-        encoder_fingerprint = encodings.encoder_fingerprint
-        sae = codes_table = None
-        codes_fingerprint = ""
-        if SAE_CODES in context.selected_asset_keys:
-            sae_record = records.read_at([label(SAE, name)])
-            sae, digest = shelf.current_sae(name)
-            codes_fingerprint = shelf.codes_fingerprint(name, model, digest)
-            codes_table = encodings.population.codes_table(name, codes_fingerprint)
+        pool, sae = label(RAW_POOL, dataset), label(SAE, name)
+        coding = SAE_CODES in context.selected_asset_keys
+        read = Snapshot.of(store, records, [pool, sae] if coding else [pool])
+        model = shelf.resolve(name, models[name])
+        entries = entries_read(shelf, name, model.spec, "encoder", "codes")
+        population = pool_population(dataset)
+        samples = read.table(pool, pool_table(dataset))
+        encodings = Encodings.of_model(population, samples, model, views, shelf, store, engine)
+        codes = None
+        if coding:
+            digest = str(read.record(sae).about["sae"])
+            meaning = model.codes(digest)
+            codes = CodesOf(
+                population.codes_table(name, meaning),
+                meaning,
+                shelf.sae(name, digest),
+                model.spec.k,
+                model.spec.pooling,
+            )
         started = time.monotonic()
-        with (
-            store.lock(encodings.table),
-            progress_bar(
-                f"encoding {dataset} with {name}", len(encodings.sample_ids), "samples"
-            ) as advance,
-        ):
-            report = encodings.sync(
-                codes_table,
-                codes_fingerprint,
-                sae,
-                k=model.k,
-                pooling=model.pooling,
-                progress=advance,
-            )
-        work = _work_metadata(report, time.monotonic() - started)
-        new_rows = _new_rows_quality(report, sae, model.k)
-        rows = rows_digest(encodings.sample_ids.to_pylist())
-        shown = {"language model": model.language_model.public_name, "layer": model.layer}
-        if ACTIVATIONS in context.selected_asset_keys:
-            record = Record(
-                asset=label(ACTIVATIONS, context.partition_key),
-                data_version=fingerprint(rows=rows, encoder=encoder_fingerprint),
-                inputs=pool,
-                entries={key: v for key, v in entries.items() if "encoder" in key},
-                tables={encodings.table: sealed(store, encodings.table)},
-                about={
-                    "rows": rows,
-                    "encoder": encoder_fingerprint,
-                    **shown,
-                    "revisions": shelf.revisions(model),
-                },
-            )
-            yield dg.MaterializeResult(
-                asset_key=ACTIVATIONS,
-                data_version=dg.DataVersion(record.data_version),
-                metadata={
-                    **work,
-                    **_activation_figures(store, encodings.table, model.max_length),
-                    **provenance(records.publish(record), record),
-                },
-            )
-        if codes_table is not None:
-            record = Record(
-                asset=label(SAE_CODES, context.partition_key),
-                data_version=fingerprint(rows=rows, codes=codes_fingerprint),
-                inputs={**pool, **sae_record},
-                entries=entries,
-                tables={codes_table: sealed(store, codes_table)},
-                about={
-                    "rows": rows,
-                    "encoder": encoder_fingerprint,
-                    "codes": codes_fingerprint,
-                    **shown,
-                },
-            )
-            yield dg.MaterializeResult(
-                asset_key=SAE_CODES,
-                data_version=dg.DataVersion(record.data_version),
-                metadata={
-                    **work,
-                    **new_rows,
-                    **_code_figures(store, codes_table),
-                    **provenance(records.publish(record), record),
-                },
-            )
+        title = f"encoding {dataset} with {name}"
+        with store.lock(encodings.table):
+            with progress_bar(title, len(samples.sample_ids), "samples") as advance:
+                report = encodings.sync(codes, advance)
+            work = _work_metadata(report, time.monotonic() - started)
+            rows = rows_digest(samples.sample_ids.to_pylist())
+            about = {
+                "rows": rows,
+                "encoder": model.encoder,
+                "language model": model.spec.language_model.public_name,
+                "layer": model.spec.layer,
+            }
+            if ACTIVATIONS in context.selected_asset_keys:
+                yield finished(
+                    read,
+                    ACTIVATIONS,
+                    context.partition_key,
+                    fingerprint(rows=rows, encoder=model.encoder, views=views),
+                    inputs=read.only(pool),
+                    entries={key: v for key, v in entries.items() if "encoder" in key},
+                    tables=[encodings.table, *encodings.view_tables.values()],
+                    about={**about, "revisions": model.revisions},
+                    shown={
+                        **work,
+                        **_activation_figures(
+                            store.newest(encodings.table), samples, model.spec.max_length
+                        ),
+                    },
+                )
+            if codes is not None:
+                yield finished(
+                    read,
+                    SAE_CODES,
+                    context.partition_key,
+                    fingerprint(rows=rows, codes=codes.fingerprint),
+                    entries=entries,
+                    tables=[codes.table],
+                    about={**about, "codes": codes.fingerprint},
+                    shown={
+                        **work,
+                        **_new_rows_quality(report, codes),
+                        **_code_figures(store.newest(codes.table)),
+                    },
+                )
 
     return encode
 
 
-def _new_rows_quality(
-    report: SyncReport, sae: "SparseAutoencoder | None", k: int | None
-) -> dict[str, Any]:
+def _new_rows_quality(report: SyncReport, codes: CodesOf) -> dict[str, Any]:
     """How well the SAE explains the samples that got codes in this run, from a draw of them.
 
     The SAE is pinned while its pool moves on, so this is where a drift is seen.
     """
     drawn = [states for _, states in sorted(report.drawn.items()) if len(states)]
-    if sae is None or sum(map(len, drawn)) < NEW_ROWS_TOKENS:
+    if sum(map(len, drawn)) < NEW_ROWS_TOKENS:
         return {}
     from mona.sae_quality import measure
 
-    quality = measure(sae, drawn, k)
+    quality = measure(codes.sae, drawn, codes.k)
     return {NEW_ROWS_FVU: quality.fvu, "new rows measured (tokens)": quality.tokens}
 
 
@@ -182,7 +173,7 @@ def _work_metadata(report: SyncReport, seconds: float) -> dict[str, Any]:
         "samples run through the model": report.forwarded,
         "tokens run through the model": report.forwarded_tokens,
         "samples encoded from cached tokens": report.from_cache,
-        "samples removed": report.removed,
+        "rows kept of samples that left": report.departed,
         "seconds": round(seconds, 1),
         "tokens per second": round(rate, 1),
         "share of batch slots holding a token": round(
@@ -194,28 +185,35 @@ def _work_metadata(report: SyncReport, seconds: float) -> dict[str, Any]:
     }
 
 
-def _activation_figures(store: Store, table: str, max_length: int) -> dict[str, Any]:
+def _activation_figures(rows: TableAt, samples: TableAt, max_length: int) -> dict[str, Any]:
+    """Figures of the population's rows; the table may hold rows of samples that left."""
     from mona.plots import norm_histogram
 
-    rows = store.read(table, ["n_tokens", "length", "norm"])
-    n_tokens = rows.column("n_tokens").to_numpy()
+    stored = rows.read(["sample_id", "n_tokens", "length", "norm", "set_aside"])
+    stored = stored.filter(pc.is_in(stored.column("sample_id"), samples.sample_ids))
+    aside = stored.filter(pc.is_valid(stored.column("set_aside")))
+    stored = stored.filter(pc.is_null(stored.column("set_aside")))
+    n_tokens = stored.column("n_tokens").to_numpy()
+    first = aside.slice(0, 20)
+    reasons = zip(*first.select(["sample_id", "set_aside"]).to_pydict().values(), strict=True)
+    why = [{"sample_id": key, "why": reason} for key, reason in reasons]
     return {
         "counted tokens": int(n_tokens.sum()),
-        "truncated samples": int((rows.column("length").to_numpy() > max_length).sum()),
+        "truncated samples": int((stored.column("length").to_numpy() > max_length).sum()),
         "samples without a counted token": int((n_tokens == 0).sum()),
+        "samples set aside": aside.num_rows,
+        **({"set aside, first": table(why)} if why else {}),
         "activation norms": picture(
-            norm_histogram(rows.column("norm").to_numpy()), "mean residual-stream norm a sample"
+            norm_histogram(stored.column("norm").to_numpy()), "mean residual-stream norm a sample"
         ),
     }
 
 
-def _code_figures(store: Store, table: str) -> dict[str, Any]:
+def _code_figures(rows: TableAt) -> dict[str, Any]:
     from mona.plots import nonzeros_histogram
 
-    counts = [
-        np.diff(batch.column("indices").offsets.to_numpy())
-        for batch in store.scan(table, ["indices"])
-    ]
+    offsets = (batch.column("indices").offsets for batch in rows.scan(["indices"]))
+    counts = [np.diff(found.to_numpy()) for found in offsets]
     nonzeros = np.concatenate(counts) if counts else np.zeros(0, np.int64)
     return {
         "non-zeros a sample": float(nonzeros.mean()) if len(nonzeros) else 0.0,

@@ -9,7 +9,7 @@ import dagster as dg
 import numpy as np
 import pyarrow as pa
 
-from assets.describe import picture, provenance, table
+from assets.describe import picture, table
 from assets.entries import entries_read
 from assets.finetune import base_model
 from assets.keys import (
@@ -27,14 +27,16 @@ from assets.keys import (
 )
 from assets.pools import CPU_POOL, GPU_POOL
 from assets.retries import retried
-from assets.targets import test_rows_table
+from assets.step import finished
+from assets.targets import examples_table, test_rows_table
 from mona.device import resolve_dtype
 from mona.fingerprint import fingerprint
 from mona.spec import EvaluationSpec, ModelSpec, RecipeSpec, TargetSpec, TokenPolicy
 from mona.targets import TargetRow, from_table
 from resources.engine import Engine, progress_bar
 from resources.models import Models
-from resources.records import Record, Records, sealed
+from resources.records import Records
+from resources.snapshot import Snapshot
 from resources.store import Store
 
 if TYPE_CHECKING:
@@ -123,16 +125,13 @@ def _evaluation(
 
         dataset, model_name = dataset_and_model(context)
         model = models[model_name]
-        read = [label(examples(target))]
-        if trained:
-            read.append(label(tuned_key, context.partition_key))
-        inputs = records.read_at(read)
-        examples_record = records.get(inputs[read[0]])
+        shown, tuned = label(examples(target)), label(tuned_key, context.partition_key)
+        read = Snapshot.of(store, records, [shown, tuned] if trained else [shown])
         given = base_model(recipe, model)
         base = shelf.folder(model_name, given)
         if trained:
-            tuned = records.get(inputs[read[1]])
-            folder, weights = store.folder(str(tuned.about["folder"])), tuned.data_version
+            made = read.record(tuned)
+            folder, weights = store.folder(str(made.about["folder"])), made.data_version
             entries = {}
         else:
             folder, weights = base, shelf.weights_digest(model_name, given)
@@ -140,13 +139,13 @@ def _evaluation(
         dtype = resolve_dtype("auto", engine.resolved_device)
         version = fingerprint(
             weights=weights,
-            examples=examples_record.data_version,
+            examples=read.record(shown).data_version,
             settings=settings.model_dump(mode="json"),
             template=template,
             dtype=dtype,
         )
-        test = _rows(store, examples_record, test_rows_table(target))
-        shown = _rows(store, examples_record, f"examples.{target}")
+        test = _rows(read, shown, test_rows_table(target))
+        shots = _rows(read, shown, examples_table(target))
         name = results_table(target, recipe_name, dataset, model_name)
         with store.lock(name):
             network, tokenizer = load_tuned(
@@ -158,65 +157,57 @@ def _evaluation(
             )
             scratch = store.folder("scratch", f"evaluation.{version}")
             about = f"measuring {recipe_name} on {target}"
-            found = _answers(network, tokenizer, spec, test, shown, settings, scratch, about)
+            found = _answers(network, tokenizer, spec, test, shots, settings, scratch, about)
             loss = _loss(network, tokenizer, template, test, settings, model.max_length, about)
             store.replace(name, _results(found, loss).to_batches(), RESULTS_SCHEMA)
-            record = Record(
-                asset=label(key, context.partition_key),
-                data_version=version,
-                inputs=inputs,
+            result = finished(
+                read,
+                key,
+                context.partition_key,
+                version,
                 entries=entries,
-                tables={name: sealed(store, name)},
+                tables=[name],
                 about={
                     "weights": weights,
                     "revision": shelf.revision(given),
                     "task data": dict(found.data),
                     "evaluation": settings.model_dump(mode="json"),
                 },
+                shown=_figures(found, loss, settings),
+                pinned=True,
             )
-            digest = records.publish(record)
-            records.pin(store, digest)
         shutil.rmtree(scratch)
-        figures: list[dict[str, Any]] = [
-            {"metric": metric, "value": v.value, "low": v.low, "high": v.high, "rows": found.n}
-            for metric, v in found.metrics.items()
-        ]
-        if loss.sample_ids:
-            interval = loss.interval(settings.seed)
-            figures.append(
-                {
-                    "metric": LOSS,
-                    "value": interval.value,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "rows": len(loss.sample_ids),
-                }
-            )
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(version),
-            metadata={
-                "dagster/row_count": found.n,
-                **{f["metric"]: float(f["value"]) for f in figures},
-                "metrics (95 % intervals)": table(figures),
-                "subtasks": table(
-                    [
-                        {
-                            "subtask": s.subtask,
-                            "rows": s.n,
-                            **{k: float(v) for k, v in s.metrics.items()},
-                        }
-                        for s in found.subtasks
-                    ]
-                ),
-                **provenance(digest, record),
-            },
-        )
+        return result
 
     return measure
 
 
-def _rows(store: Store, record: Record, name: str) -> list[TargetRow]:
-    return from_table(store.read(name, version=record.tables[name].version))
+def _figures(found: "Evaluation", loss: "HeldOutLoss", settings: EvaluationSpec) -> dict[str, Any]:
+    """What Dagster's UI shows of an evaluation."""
+    figures: list[dict[str, Any]] = [
+        {"metric": metric, "value": v.value, "low": v.low, "high": v.high, "rows": found.n}
+        for metric, v in found.metrics.items()
+    ]
+    if loss.sample_ids:
+        v = loss.interval(settings.seed)
+        rows = len(loss.sample_ids)
+        figures.append(
+            {"metric": LOSS, "value": v.value, "low": v.low, "high": v.high, "rows": rows}
+        )
+    subtasks = [
+        {"subtask": s.subtask, "rows": s.n, **{k: float(v) for k, v in s.metrics.items()}}
+        for s in found.subtasks
+    ]
+    return {
+        "dagster/row_count": found.n,
+        **{f["metric"]: float(f["value"]) for f in figures},
+        "metrics (95 % intervals)": table(figures),
+        "subtasks": table(subtasks),
+    }
+
+
+def _rows(read: Snapshot, asset: str, name: str) -> list[TargetRow]:
+    return from_table(read.table(asset, name).read())
 
 
 def _answers(
@@ -324,16 +315,15 @@ def _leaderboard(
         context: dg.AssetExecutionContext, store: Store, records: Records
     ) -> dg.MaterializeResult[Any]:
         from mona.evaluation.leaderboard import loss_standings, task_standings
-        from mona.plots import leaderboard as draw
 
         names = {
             recipe: label(evaluation(target, recipe), context.partition_key) for recipe in measured
         }
-        inputs = records.read_at(names.values())
+        read = Snapshot.of(store, records, names.values())
         found, losses = {}, {}
         for recipe, asset in names.items():
-            ((name, seal),) = records.get(inputs[asset]).tables.items()
-            rows = store.read(name, version=seal.version).to_pylist()
+            (name,) = read.record(asset).tables
+            rows = read.table(asset, name).read().to_pylist()
             found[recipe], losses[recipe] = _read_results(rows, spec)
         headline = next((e.headline for e in found.values() if e.metrics), None)
         tasks = (
@@ -343,34 +333,28 @@ def _leaderboard(
         )
         having = {recipe: loss for recipe, loss in losses.items() if loss.sample_ids}
         by_loss = loss_standings(having, baseline=baseline, seed=settings.seed)
-        record = Record(
-            asset=label(key, context.partition_key),
-            data_version=fingerprint(
-                evaluations={a: records.get(d).data_version for a, d in inputs.items()}
-            ),
-            inputs=inputs,
+        return finished(
+            read,
+            key,
+            context.partition_key,
+            fingerprint(evaluations={a: read.record(a).data_version for a in names.values()}),
             about={"baseline": baseline, "order": [s.recipe for s in by_loss]},
-        )
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(record.data_version),
-            metadata={
-                LOSS: table([_shown(s, baseline) for s in by_loss]),
-                f"{LOSS} plot": picture(draw(_bars(by_loss), LOSS, baseline), f"{LOSS} by recipe"),
-                **(
-                    {
-                        headline: table([_shown(s, baseline) for s in tasks]),
-                        f"{headline} plot": picture(
-                            draw(_bars(tasks), headline, baseline), f"{headline} by recipe"
-                        ),
-                    }
-                    if headline
-                    else {}
-                ),
-                **provenance(records.publish(record), record),
+            shown={
+                **_board(LOSS, by_loss, baseline),
+                **(_board(headline, tasks, baseline) if headline else {}),
             },
         )
 
     return rank
+
+
+def _board(metric: str, standings: "Sequence[Standing]", baseline: str | None) -> dict[str, Any]:
+    from mona.plots import leaderboard as draw
+
+    return {
+        metric: table([_shown(s, baseline) for s in standings]),
+        f"{metric} plot": picture(draw(_bars(standings), metric, baseline), f"{metric} by recipe"),
+    }
 
 
 def _read_results(

@@ -8,12 +8,13 @@ being that of its inputs; it appears there by one rename, card and provenance in
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.describe import picture, provenance, table
+from assets.describe import picture, table
 from assets.entries import entries_read
 from assets.keys import (
     RAW_POOL,
@@ -28,15 +29,21 @@ from assets.keys import (
 )
 from assets.pools import GPU_POOL
 from assets.retries import retried
+from assets.step import finished
 from assets.subset import origin_counts, read_subset
 from mona.errors import WorkError
 from mona.fingerprint import fingerprint
 from mona.sample import from_records
-from mona.spec import LanguageModel, ModelSpec, RecipeSpec
+from mona.spec import FinetuneSpec, LanguageModel, ModelSpec, RecipeSpec
+from mona.tuned import tuned_digest
 from resources.engine import Engine, progress_bar
 from resources.models import Models
-from resources.records import Record, Records, folder_files
+from resources.records import Records, folder_files
+from resources.snapshot import Snapshot
 from resources.store import Store
+
+if TYPE_CHECKING:
+    from mona.finetune import TrainingReport
 
 PROVENANCE_FILE = "provenance.json"
 # How a run is watched and resumed has no part in what it makes.
@@ -99,118 +106,164 @@ def _finetune(
         engine: Engine,
         records: Records,
     ) -> dg.MaterializeResult[Any]:
-        from mona.finetune import FinetuneJob, launch, planned_steps, write_samples
-        from mona.plots import loss_curve
-        from mona.tuned import tuned_digest
-
         dataset, model_name = dataset_and_model(context)
         model = models[model_name]
-        inputs = records.read_at([label(subset, context.partition_key)])
+        chosen = label(subset, context.partition_key)
+        read = Snapshot.of(store, records, [chosen])
         entries = entries_read(shelf, model_name, model, "weights")
         given = base_model(recipe, model)
-        base = shelf.folder(model_name, given)
-        base_digest = shelf.weights_digest(model_name, given)
-        (digest,) = inputs.values()
-        subset_record = records.get(digest)
-        rows = read_subset(store, records, subset_record, dataset)
+        base = _Base(
+            given,
+            shelf.folder(model_name, given),
+            shelf.weights_digest(model_name, given),
+            shelf.revision(given),
+        )
+        rows = read_subset(read, chosen, dataset)
         if any(row["messages"] is None for row in rows):
-            raise WorkError(f"{subset_record.asset} holds withdrawn samples: select anew first")
-        conversations = [from_records(row.pop("messages")) for row in rows]
+            raise WorkError(f"{chosen} holds withdrawn samples: select anew first")
         name = fingerprint(
-            chosen=subset_record.data_version,
-            subset=digest,
-            base=base_digest,
+            chosen=read.record(chosen).data_version,
+            subset=read.inputs[chosen],
+            base=base.digest,
             settings=settings,
             device=engine.resolved_device,
             processes=engine.processes,
         )
         folder = tuned_folder(store, owner, recipe_name, dataset, model_name, name)
-        lock = f"finetune.{owner}.{recipe_name}.{dataset}.{model_name}"
-        steps = planned_steps(len(conversations), spec)
-        with (
-            store.lock(lock),
-            progress_bar(f"tuning {model_name} on {owner}/{recipe_name}", steps, "steps") as bar,
-        ):
-            staging = store.folder("scratch", "tuned") / name
-            samples = store.folder("scratch", "tuned") / f"{name}.jsonl"
-            write_samples(conversations, samples)
-            job = FinetuneJob(
-                samples=samples,
-                base=base,
-                spec=spec,
-                out=folder if folder.exists() else staging,
-                scratch=store.folder("scratch") / f"finetune.{name}",
-                device=engine.resolved_device,
-            )
-            report = launch(job, engine.processes, bar)
-            samples.unlink()
+        with store.lock(f"finetune.{owner}.{recipe_name}.{dataset}.{model_name}"):
+            title = f"tuning {model_name} on {owner}/{recipe_name}"
+            report = _train(title, rows, base, spec, folder, store, engine)
             if not folder.exists():
-                facts = {
-                    "subset": {
-                        "asset": subset_record.asset,
-                        "record": digest,
-                        "rows": [
-                            {key: row[key] for key in ("rank", "sample_id", "score", "origins")}
-                            for row in rows
-                        ],
-                    },
-                    "records": sorted(records.closure([digest])),
-                    "base": {
-                        "model": given.model_dump(mode="json", exclude={"path"}),
-                        "digest": base_digest,
-                        "revision": shelf.revision(given),
-                    },
+                _publish(folder, read, chosen, rows, base, settings, recipe, report, engine)
+            tuned = tuned_digest(folder)
+            return finished(
+                read,
+                key,
+                context.partition_key,
+                tuned,
+                entries=entries,
+                files=folder_files(shelf.home, folder),
+                about={
+                    "base": base.digest,
+                    "revision": base.revision,
+                    "tuned": tuned,
+                    "folder": folder.relative_to(shelf.home).as_posix(),
                     "finetune": settings,
-                    "device": engine.resolved_device,
-                }
-                pool = records.get(subset_record.inputs[label(RAW_POOL, dataset)])
-                _describe(
-                    staging,
-                    facts,
-                    name=f"{owner}/{recipe_name}",
-                    base_model=given.public_name,
-                    target=owner,
-                    recipe=recipe,
-                    pool_samples=int(pool.about["rows"]),
-                    finetune=spec,
-                    report=report,
-                )
-                staging.rename(folder)
-        tuned = tuned_digest(folder)
-        record = Record(
-            asset=label(key, context.partition_key),
-            data_version=tuned,
-            inputs=inputs,
-            entries=entries,
-            files=folder_files(shelf.home, folder),
-            about={
-                "base": base_digest,
-                "revision": shelf.revision(given),
-                "tuned": tuned,
-                "folder": folder.relative_to(shelf.home).as_posix(),
-                "finetune": settings,
-                "samples": report.samples,
-            },
-        )
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(tuned),
-            metadata={
-                "dagster/row_count": report.samples,
-                "samples without a token to learn": report.skipped,
-                "truncated samples": report.truncated,
-                "tokens learned a pass": report.learned_tokens,
-                "optimiser steps": report.steps,
-                "first loss": report.losses[0],
-                "final loss": report.final_loss,
-                "seconds": round(report.seconds, 1),
-                "loss": picture(loss_curve(report.log), "training loss by step"),
-                "sources": table(origin_counts(row["origins"] for row in rows)),
-                "folder": dg.MetadataValue.path(str(folder)),
-                **provenance(records.publish(record), record),
-            },
-        )
+                    "samples": report.samples,
+                },
+                shown=_shown(report, rows, folder),
+            )
 
     return tune
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What is tuned: its entry, folder, digest, and REPO@COMMIT where it is from a hub."""
+
+    given: LanguageModel
+    folder: Path
+    digest: str
+    revision: str | None
+
+
+def _train(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    base: _Base,
+    spec: FinetuneSpec,
+    folder: Path,
+    store: Store,
+    engine: Engine,
+) -> "TrainingReport":
+    """Trains into scratch, from the last checkpoint where there is one; a folder that is
+    published already is only reported on."""
+    from mona.finetune import FinetuneJob, launch, planned_steps, write_samples
+
+    scratch = store.folder("scratch", "tuned")
+    samples = scratch / f"{folder.name}.jsonl"
+    conversations = [from_records(row["messages"]) for row in rows]
+    write_samples(conversations, samples)
+    job = FinetuneJob(
+        samples=samples,
+        base=base.folder,
+        spec=spec,
+        out=folder if folder.exists() else scratch / folder.name,
+        scratch=store.folder("scratch") / f"finetune.{folder.name}",
+        device=engine.resolved_device,
+    )
+    with progress_bar(title, planned_steps(len(conversations), spec), "steps") as bar:
+        report = launch(job, engine.processes, bar)
+    samples.unlink()
+    return report
+
+
+def _publish(
+    folder: Path,
+    read: Snapshot,
+    chosen: str,
+    rows: Sequence[Mapping[str, Any]],
+    base: _Base,
+    settings: Mapping[str, Any],
+    recipe: RecipeSpec,
+    report: "TrainingReport",
+    engine: Engine,
+) -> None:
+    """Puts the card and the provenance beside what was trained, and the whole in its place."""
+    staging = read.store.folder("scratch", "tuned") / folder.name
+    owner, recipe_name = chosen.split("/")[:2]
+    dataset = folder.parent.name.partition(".")[0]
+    facts = {
+        "subset": {
+            "asset": chosen,
+            "record": read.inputs[chosen],
+            "rows": [
+                {key: row[key] for key in ("rank", "sample_id", "score", "origins")} for row in rows
+            ],
+        },
+        "records": sorted(read.records.closure(read.inputs.values())),
+        "base": {
+            "model": base.given.model_dump(mode="json", exclude={"path"}),
+            "digest": base.digest,
+            "revision": base.revision,
+        },
+        "finetune": settings,
+        "device": engine.resolved_device,
+    }
+    pool = read.records.get(read.record(chosen).inputs[label(RAW_POOL, dataset)])
+    _describe(
+        staging,
+        facts,
+        name=f"{owner}/{recipe_name}",
+        base_model=base.given.public_name,
+        target=owner,
+        recipe=recipe,
+        pool_samples=int(pool.about["rows"]),
+        finetune=recipe.finetune,
+        report=report,
+    )
+    staging.rename(folder)
+
+
+def _shown(
+    report: "TrainingReport", rows: Sequence[Mapping[str, Any]], folder: Path
+) -> dict[str, Any]:
+    """What Dagster's UI shows of a fine-tune."""
+    from mona.plots import loss_curve
+
+    return {
+        "dagster/row_count": report.samples,
+        "samples without a token to learn": report.skipped,
+        "truncated samples": report.truncated,
+        "tokens learned a pass": report.learned_tokens,
+        "optimiser steps": report.steps,
+        "first loss": report.losses[0],
+        "final loss": report.final_loss,
+        "seconds": round(report.seconds, 1),
+        "loss": picture(loss_curve(report.log), "training loss by step"),
+        "sources": table(origin_counts(row["origins"] for row in rows)),
+        "folder": dg.MetadataValue.path(str(folder)),
+    }
 
 
 def _describe(folder: Path, facts: Mapping[str, Any], **about: Any) -> None:

@@ -18,7 +18,7 @@ from mona.errors import WorkError
 from mona.pool import POOL_SCHEMA, NamedRows, PoolSource, build_pool
 from mona.sample import Message
 from mona.spec import DatasetSpec, ModelSpec, Source
-from resources.encodings import KEY
+from resources.encoding_tables import KEY
 from resources.engine import progress_bar
 from resources.models import Models
 from resources.records import Record, Records, sealed

@@ -4,25 +4,27 @@ It has no edge from `raw_pool`: a trained SAE is pinned to the pool it was train
 its provenance names; a refreshed pool does not retrain it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.describe import picture, provenance
+from assets.describe import picture
 from assets.entries import entries_read
 from assets.keys import RAW_POOL, SAE, Partitions, label, model_entry
 from assets.pools import GPU_POOL
 from assets.raw_pool import pool_table
 from assets.retries import retried
-from mona.errors import RequestError
+from assets.step import finished
 from mona.fingerprint import fingerprint, rows_digest
-from mona.spec import ModelSpec
-from resources.encodings import Encodings, pool_population
+from mona.spec import ModelSpec, RecipeSpec, views_read
+from resources.encoding_tables import pool_population
+from resources.encodings import Encodings
 from resources.engine import Engine, progress_bar
-from resources.models import Models
-from resources.records import Record, Records, folder_files
+from resources.models import Models, ResolvedModel
+from resources.records import Records, folder_files
+from resources.snapshot import Snapshot
 from resources.store import Store
 from resources.token_sample import TokenSample
 
@@ -30,10 +32,15 @@ if TYPE_CHECKING:
     import torch
 
     from mona.sae import SparseAutoencoder
+    from mona.sae_quality import Quality
 
 
-def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.AssetsDefinition:
+def build_sae(
+    models: Mapping[str, ModelSpec], recipes: Mapping[str, RecipeSpec], partitions: Partitions
+) -> dg.AssetsDefinition:
     """The asset for all configured models."""
+    # The samples it runs the model on are not run again for the views that recipes read.
+    views = views_read(recipes.values())
 
     @dg.asset(
         key=SAE,
@@ -52,89 +59,111 @@ def build_sae(models: Mapping[str, ModelSpec], partitions: Partitions) -> dg.Ass
         engine: Engine,
         records: Records,
     ) -> dg.MaterializeResult[Any]:
-        from mona.sae_quality import measure
-
         name = context.partition_key
-        model = models[name]
-        encoder_fingerprint = shelf.encoder_fingerprint(name, model)
+        datasets = models[name].sae.sample_datasets
+        read = Snapshot.of(store, records, (label(RAW_POOL, dataset) for dataset in datasets))
+        model = shelf.resolve(name, models[name])
+        entries = entries_read(shelf, name, model.spec, "encoder", "sae")
         pools = [
-            _pool(dataset, name, model, shelf, store, engine)
-            for dataset in model.sae.sample_datasets
+            Encodings.of_model(
+                pool_population(dataset),
+                read.table(label(RAW_POOL, dataset), pool_table(dataset)),
+                model,
+                views,
+                shelf,
+                store,
+                engine,
+            )
+            for dataset in datasets
         ]
-        inputs = records.read_at(label(RAW_POOL, d) for d in model.sae.sample_datasets)
-        entries = entries_read(shelf, name, model, "encoder", "sae")
-        read = {pool.population.name: rows_digest(pool.sample_ids.to_pylist()) for pool in pools}
-        seed = model.sae.train.seed if model.sae.train else 0
-        sample = TokenSample(pools, seed, model.sae.quality_tokens)
         with store.lock(f"sae.{name}"), _locks(store, pools):
-            layers: dict[int, float] = {}
-            absolute = shelf.encoder(name, model).layer
-            if model.sae.train is not None:
-                made = _train(name, model, sample, read, encoder_fingerprint, store, engine)
-                origin: dict[str, Any] = {"trained on": model.sae.train.datasets}
-            else:
-                made, origin = _load(name, model, shelf)
-            quality = measure(made, sample.held_out, model.k)
-            if model.sae.load is not None:
-                layers = _layer_fvus(name, model, made, sample, shelf, store)
-            kept = {
-                "encoder": encoder_fingerprint,
-                "origin": origin,
-                "pools": read,
-                "settings": model.sae.model_dump(mode="json"),
-                "quality": {
-                    "fvu": quality.fvu,
-                    "l0": quality.l0,
-                    "dead_share": quality.dead_share,
-                    "tokens": quality.tokens,
+            digest, made, figures = _make(model, views, pools, shelf, store, engine)
+            return finished(
+                read,
+                SAE,
+                name,
+                digest,
+                entries=entries,
+                files=folder_files(shelf.home, shelf.sae_path(name, digest)),
+                about={
+                    "encoder": model.encoder,
+                    "sae": digest,
+                    "origin": figures["origin"],
+                    "revisions": model.revisions,
                 },
-                "layer": absolute,
-                "fvu_by_layer": {str(layer): fvu for layer, fvu in layers.items()},
-            }
-            digest = shelf.publish_sae(name, made, kept)
-        record = Record(
-            asset=label(SAE, name),
-            data_version=digest,
-            inputs=inputs,
-            entries=entries,
-            files=folder_files(shelf.home, shelf.sae_path(name, digest)),
-            about={
-                "encoder": encoder_fingerprint,
-                "sae": digest,
-                "origin": origin,
-                "revisions": shelf.revisions(model),
-            },
-        )
-        from mona.plots import sae_quality
-
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(digest),
-            metadata={
-                "fraction of variance unexplained": quality.fvu,
-                "active latents a token (L0)": quality.l0,
-                "dead latents (share, on held-out tokens)": quality.dead_share,
-                "held-out tokens": quality.tokens,
-                "latents": made.latents,
-                "width": made.d,
-                "activation": made.activation,
-                **{f"hub: {part}": at for part, at in shelf.revisions(model).items()},
-                **({"fvu by layer": {str(i): fvu for i, fvu in layers.items()}} if layers else {}),
-                "quality": picture(
-                    sae_quality(layers or {absolute: quality.fvu}), "unexplained variance"
-                ),
-                **provenance(records.publish(record), record),
-            },
-        )
+                shown=_shown(made, figures, model),
+            )
 
     return sae
 
 
-def _pool(
-    dataset: str, name: str, model: ModelSpec, shelf: Models, store: Store, engine: Engine
-) -> Encodings:
-    if not store.exists(pool_table(dataset)):
-        raise RequestError(f"sae of '{name}' reads dataset '{dataset}': materialise raw_pool first")
-    return Encodings.of_model(pool_population(dataset), name, model, shelf, store, engine)
+def _make(
+    model: ResolvedModel,
+    views: Sequence[str],
+    pools: list[Encodings],
+    shelf: Models,
+    store: Store,
+    engine: Engine,
+) -> "tuple[str, SparseAutoencoder, dict[str, Any]]":
+    """Trains or loads the SAE, measures and keeps it: (digest, SAE, figures)."""
+    from mona.sae_quality import measure
+
+    spec = model.spec.sae
+    read = {pool.population.name: rows_digest(pool.sample_ids.to_pylist()) for pool in pools}
+    sample = TokenSample(pools, spec.train.seed if spec.train else 0, spec.quality_tokens)
+    absolute = shelf.encoder(model, views).layer
+    layers: dict[int, float] = {}
+    if spec.train is not None:
+        made = _train(model, sample, read, store, engine)
+        origin: dict[str, Any] = {"trained on": spec.train.datasets}
+    else:
+        made, origin = _load(model, shelf)
+    quality = measure(made, sample.held_out, model.spec.k)
+    if spec.load is not None:
+        layers = _layer_fvus(model, made, sample, shelf)
+    figures = {
+        "encoder": model.encoder,
+        "origin": origin,
+        "pools": read,
+        "settings": spec.model_dump(mode="json"),
+        "quality": _figures(quality),
+        "layer": absolute,
+        "fvu_by_layer": {str(layer): fvu for layer, fvu in layers.items()},
+    }
+    return shelf.keep_sae(model.name, made, figures), made, figures
+
+
+def _figures(quality: "Quality") -> dict[str, Any]:
+    return {
+        "fvu": quality.fvu,
+        "l0": quality.l0,
+        "dead_share": quality.dead_share,
+        "tokens": quality.tokens,
+    }
+
+
+def _shown(
+    made: "SparseAutoencoder", figures: Mapping[str, Any], model: ResolvedModel
+) -> dict[str, Any]:
+    """What Dagster's UI shows of an SAE."""
+    from mona.plots import sae_quality
+
+    quality, layers = figures["quality"], figures["fvu_by_layer"]
+    by_layer = {int(layer): fvu for layer, fvu in layers.items()}
+    return {
+        "fraction of variance unexplained": quality["fvu"],
+        "active latents a token (L0)": quality["l0"],
+        "dead latents (share, on held-out tokens)": quality["dead_share"],
+        "held-out tokens": quality["tokens"],
+        "latents": made.latents,
+        "width": made.d,
+        "activation": made.activation,
+        **{f"hub: {part}": at for part, at in model.revisions.items()},
+        **({"fvu by layer": layers} if layers else {}),
+        "quality": picture(
+            sae_quality(by_layer or {figures["layer"]: quality["fvu"]}), "unexplained variance"
+        ),
+    }
 
 
 @contextmanager
@@ -147,22 +176,18 @@ def _locks(store: Store, pools: list[Encodings]) -> Iterator[None]:
 
 
 def _train(
-    name: str,
-    model: ModelSpec,
+    model: ResolvedModel,
     sample: TokenSample,
     read: Mapping[str, str],
-    encoder_fingerprint: str,
     store: Store,
     engine: Engine,
 ) -> "SparseAutoencoder":
     from mona.sae_training import train_sae
 
-    spec = model.sae.train
+    name, spec = model.name, model.spec.sae.train
     assert spec is not None
     # A checkpoint is of use only to the very same training.
-    run = fingerprint(
-        settings=spec.model_dump(mode="json"), pools=dict(read), e=encoder_fingerprint
-    )
+    run = fingerprint(settings=spec.model_dump(mode="json"), pools=dict(read), e=model.encoder)
     total = sum(len(pool.sample_ids) for pool in sample.encodings)
     with progress_bar(f"running {name} on the SAE's token sample", total, "samples") as advance:
         sample.run_model(spec.tokens, advance)
@@ -182,40 +207,35 @@ def _train(
         )
 
 
-def _load(name: str, model: ModelSpec, shelf: Models) -> "tuple[SparseAutoencoder, dict[str, Any]]":
+def _load(model: ResolvedModel, shelf: Models) -> "tuple[SparseAutoencoder, dict[str, Any]]":
     from mona.sae_formats import load_pretrained
 
-    spec = model.sae.load
+    spec = model.spec.sae.load
     assert spec is not None
-    where = f"models.{name}.sae.load"
-    loaded = load_pretrained(spec, shelf.sae_folder(spec, where))
+    loaded = load_pretrained(spec, shelf.sae_folder(spec, f"models.{model.name}.sae.load"))
     origin = {"loaded from": spec.model_dump(mode="json", exclude_none=True, exclude={"path"})}
     return loaded, origin
 
 
 def _layer_fvus(
-    name: str,
-    model: ModelSpec,
-    made: "SparseAutoencoder",
-    sample: TokenSample,
-    shelf: Models,
-    store: Store,
+    model: ResolvedModel, made: "SparseAutoencoder", sample: TokenSample, shelf: Models
 ) -> dict[int, float]:
     """FVU of a loaded SAE at its layer and the two beside it, on the held-out samples, so
     that a layer index off by one is seen."""
     from mona.encoder import plan_batches
     from mona.sae_quality import measure_layers
     from mona.sample import from_records
+    from mona.tokens import SetAside
 
-    encoder = shelf.encoder_with_neighbours(name, model)
+    encoder = shelf.encoder_with_neighbours(model)
     messages = []
     for pool, position in sample.held_out_positions:
-        table = sample.encodings[pool].population.samples_table
-        row = store.take(table, [int(position)], ["messages"]).column("messages")[0].as_py()
-        messages.append(from_records(row))
-    rows = encoder.renderer.render_batch(messages)
+        row = sample.encodings[pool].samples.take([int(position)], ["messages"])
+        messages.append(from_records(row.column("messages")[0].as_py()))
+    rendered = encoder.renderer.render_batch(messages)
+    rows = [row for row in rendered if not isinstance(row, SetAside)]
     batches = (
         encoder.forward_layers([rows[i] for i in batch], encoder.neighbours)
         for batch in plan_batches([len(row.ids) for row in rows], 1_024)
     )
-    return measure_layers(made, batches, model.k)
+    return measure_layers(made, batches, model.spec.k)

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from assets.keys import (
     ACTIVATIONS,
@@ -26,19 +27,21 @@ from assets.keys import (
     selection,
 )
 from assets.pools import CPU_POOL
+from assets.prototype import read_prototype
+from assets.raw_pool import pool_table
 from assets.retries import retried
 from assets.subset import contaminated, publish
-from assets.targets import prototype_table
 from mona.errors import WorkError
 from mona.fingerprint import fingerprint
 from mona.selection import Selection, TopRanked
 from mona.similarity import scan, scan_dense
-from mona.spec import ModelSpec, RecipeSpec
-from resources.encodings import pool_population
+from mona.spec import RecipeSpec
+from resources.encoding_tables import pool_population
 from resources.engine import progress_bar
-from resources.models import Models
 from resources.records import Records
+from resources.snapshot import Snapshot
 from resources.store import Store
+from resources.table_at import TableAt
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,7 @@ class _Job:
 
 
 def build_selections(
-    targets: Sequence[str],
-    recipes: Mapping[str, RecipeSpec],
-    models: Mapping[str, ModelSpec],
-    partitions: Partitions,
+    targets: Sequence[str], recipes: Mapping[str, RecipeSpec], partitions: Partitions
 ) -> list[dg.AssetsDefinition]:
     """The subsettable multi-asset of every target's every recipe; none without recipes."""
     jobs = [
@@ -76,67 +76,78 @@ def build_selections(
     )
     @retried
     def select_samples(
-        context: dg.AssetExecutionContext, shelf: Models, store: Store, records: Records
+        context: dg.AssetExecutionContext, store: Store, records: Records
     ) -> Iterator[dg.MaterializeResult[Any]]:
         dataset, name = dataset_and_model(context)
         chosen = [job for job in jobs if job.key in context.selected_asset_keys]
-        inputs = {job.key: records.read_at(_reads(job, dataset, name)) for job in chosen}
-        digest = str(shelf.current_record(name)["digest"])
-        codes_fingerprint = shelf.codes_fingerprint(name, models[name], digest)
-        population = pool_population(dataset)
-        tables = {
-            "codes": population.codes_table(name, codes_fingerprint),
-            "dense": population.activations_table(shelf.encoder_fingerprint(name, models[name])),
-        }
+        reads = {job.key: _reads(job, dataset, name) for job in chosen}
+        read = Snapshot.of(store, records, sorted({a for each in reads.values() for a in each}))
         unusable = contaminated(
-            store, dataset, {job.target for job in chosen if job.spec.decontaminate}
+            read, dataset, {job.target for job in chosen if job.spec.decontaminate}
         )
         for representation in sorted({job.spec.representation for job in chosen}):
             group = [job for job in chosen if job.spec.representation == representation]
             excluded = [unusable[job.target] if job.spec.decontaminate else {} for job in group]
-            vectors = np.stack(
-                [
-                    _prototype(store, job.target, name, codes_fingerprint, representation)
-                    for job in group
-                ]
-            )
-            table = tables["codes" if representation == "codes" else "dense"]
-            made = _rank(store, dataset, table, representation, group, excluded, vectors)
+            stored = _stored(read, dataset, name, representation)
+            vectors = np.stack([_prototype(read, job, stored, name) for job in group])
+            made = _rank(read, dataset, stored, group, excluded, vectors)
             for job, ranked, left_out in zip(group, made, excluded, strict=True):
                 yield publish(
-                    store,
-                    records,
+                    read,
                     job.key,
-                    dataset,
-                    name,
+                    context.partition_key,
                     job.spec,
                     ranked,
                     left_out,
-                    inputs[job.key],
-                    codes=codes_fingerprint,
+                    inputs=read.only(*reads[job.key]),
+                    about={"codes": stored.meaning} if representation == "codes" else {},
                 )
 
     return [select_samples]
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What the samples are ranked by: the opened rows of a representation, and the fingerprint
+    that says what they mean."""
+
+    representation: str
+    table: TableAt
+    meaning: str
+
+
+def _stored(read: Snapshot, dataset: str, model: str, representation: str) -> _Stored:
+    asset = label(_encoding(representation), f"{dataset}|{model}")
+    record, population = read.record(asset), pool_population(dataset)
+    if representation == "codes":
+        meaning = str(record.about["codes"])
+        name = population.codes_table(model, meaning)
+    else:
+        meaning = str(record.about["encoder"])
+        name = population.view_table(representation, meaning)
+    return _Stored(representation, read.table(asset, name), meaning)
+
+
+def _encoding(representation: str) -> dg.AssetKey:
+    return SAE_CODES if representation == "codes" else ACTIVATIONS
+
+
 def _reads(job: _Job, dataset: str, model: str) -> list[str]:
     """The asset partitions that one selection reads."""
-    stored = SAE_CODES if job.spec.representation == "codes" else ACTIVATIONS
     return [
         label(RAW_POOL, dataset),
-        label(stored, f"{dataset}|{model}"),
+        label(_encoding(job.spec.representation), f"{dataset}|{model}"),
         label(prototype(job.target), model),
         label(examples(job.target)),
     ]
 
 
 def _asset_spec(job: _Job) -> dg.AssetSpec:
-    stored = SAE_CODES if job.spec.representation == "codes" else ACTIVATIONS
     return dg.AssetSpec(
         job.key,
         deps=[
             by_dataset(RAW_POOL),
-            dg.AssetDep(stored),
+            dg.AssetDep(_encoding(job.spec.representation)),
             by_model(prototype(job.target)),
             dg.AssetDep(examples(job.target)),
         ],
@@ -148,51 +159,54 @@ def _asset_spec(job: _Job) -> dg.AssetSpec:
     )
 
 
-def _prototype(
-    store: Store, target: str, model: str, codes_fingerprint: str, representation: str
-) -> np.ndarray:
+def _prototype(read: Snapshot, job: _Job, stored: _Stored, model: str) -> np.ndarray:
     """The stored prototype, float32 [d]; only one made under the same fingerprint is found."""
-    name = prototype_table(target, model, codes_fingerprint)
-    if not store.exists(name):
+    made = read.record(label(prototype(job.target), model))
+    codes = str(made.about["codes"])
+    if stored.representation == "codes":
+        codes = stored.meaning
+    elif made.about["encoder"] != stored.meaning:
         raise WorkError(
-            f"target '{target}' has no prototype of model '{model}' under fingerprint "
-            f"{codes_fingerprint}: materialise {target}/prototype"
+            f"{made.asset} was not made under fingerprint {stored.meaning}, which the pool's "
+            f"{stored.representation} have: materialise {job.target}/prototype"
         )
-    rows = store.read(name, where=f"representation = '{representation}'")
-    return np.asarray(rows.column("values")[0].values, np.float32)
+    return read_prototype(read, job.target, model, codes, stored.representation)
 
 
 def _rank(
-    store: Store,
+    read: Snapshot,
     dataset: str,
-    table: str,
-    representation: str,
+    stored: _Stored,
     jobs: Sequence[_Job],
     excluded: Sequence[Mapping[str, str]],
     vectors: np.ndarray,
 ) -> list[Selection]:
-    """One scan of the stored rows for all jobs that read the same representation."""
-    if not store.exists(table):
-        raise WorkError(f"dataset '{dataset}' has no table '{table}': materialise its encoding")
-    pool_rows = store.count(table)
+    """One scan of the stored rows for all jobs that read the same representation. Rows of
+    samples that left the pool are passed over."""
+    pool = read.table(label(RAW_POOL, dataset), pool_table(dataset))
+    present = pc.is_in(stored.table.sample_ids, pool.sample_ids)
+    rows = int(pc.sum(present).as_py() or 0)
     tops = []
     for job, left_out in zip(jobs, excluded, strict=True):
         assert job.spec.budget is not None
-        tops.append(TopRanked(job.spec.budget, pool_rows, left_out.keys()))
+        tops.append(TopRanked(job.spec.budget, rows, left_out.keys()))
     similarities = [job.spec.similarity for job in jobs]
     lengths: list[pa.Array] = []
 
     def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         # The scorers read only their own columns; the lengths ride along for token budgets.
-        for batch in store.scan(table, ["sample_id", "length", *columns]):
-            lengths.append(batch.column("length"))
-            yield batch
+        place = 0
+        for batch in stored.table.scan(["sample_id", "length", *columns]):
+            here = batch.filter(present.slice(place, batch.num_rows))
+            place += batch.num_rows
+            lengths.append(here.column("length"))
+            yield here
 
-    if representation == "codes":
+    if stored.representation == "codes":
         scores = scan(batches(["l1", "indices", "values"]), vectors, similarities)
     else:
-        scores = scan_dense(batches([representation]), representation, vectors, similarities)
-    with progress_bar(f"scoring {dataset}", pool_rows, "samples") as advance:
+        scores = scan_dense(batches(["values"]), "values", vectors, similarities)
+    with progress_bar(f"scoring {dataset}", rows, "samples") as advance:
         for ids, block in scores:
             size = lengths.pop(0)
             for column, top in enumerate(tops):

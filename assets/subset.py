@@ -4,7 +4,7 @@ Which rows are chosen, and by what score, is `assets.selection` and `assets.cont
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -12,17 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from assets.describe import picture, provenance, table
-from assets.keys import RAW_POOL, label
+from assets.describe import picture, table
+from assets.keys import RAW_POOL, examples, label
 from assets.raw_pool import pool_table
+from assets.step import finished
 from assets.targets import test_rows_table
 from mona.decontamination import HeldOutIndex, find_all
 from mona.fingerprint import rows_digest
 from mona.selection import Selection
 from mona.spec import RecipeSpec
 from resources.engine import progress_bar
-from resources.records import Record, Records, sealed
-from resources.store import Store
+from resources.snapshot import Snapshot
+from resources.table_at import TableAt
 from resources.withdrawals import Withdrawals
 
 SUBSET_SCHEMA = pa.schema(
@@ -55,17 +56,17 @@ def subset_table(owner: str, recipe: str, dataset: str, model: str) -> str:
     return f"selection.{owner}.{recipe}.{dataset}.{model}"
 
 
-def read_subset(
-    store: Store, records: Records, subset: Record, dataset: str
-) -> list[dict[str, Any]]:
-    """A subset's rows, best first, with their `messages`: both at the versions that its record
-    names, whatever the pool holds by now. `messages` is None for a sample withdrawn since."""
-    ((name, seal),) = subset.tables.items()
-    rows: list[dict[str, Any]] = store.read(name, version=seal.version).to_pylist()
-    pool = records.get(subset.inputs[label(RAW_POOL, dataset)]).tables[pool_table(dataset)]
-    gone = Withdrawals(records.home).gone_from(dataset)
+def read_subset(read: Snapshot, subset: str, dataset: str) -> list[dict[str, Any]]:
+    """The rows of a subset (an asset partition of the snapshot), best first, with their
+    `messages`: both at the versions that its record names, whatever the pool holds by now.
+    `messages` is None for a sample withdrawn since."""
+    (name,) = read.record(subset).tables
+    rows: list[dict[str, Any]] = read.table(subset, name).read().to_pylist()
+    above = Snapshot(read.store, read.records, dict(read.record(subset).inputs))
+    pool = above.table(label(RAW_POOL, dataset), pool_table(dataset))
+    gone = Withdrawals(read.records.home).gone_from(dataset)
     kept = [row["sample_id"] for row in rows if row["sample_id"] not in gone]
-    texts = store.rows(pool_table(dataset), ["messages"], kept, version=pool.version)
+    texts = pool.rows(["messages"], kept)
     by_id = dict(zip(kept, texts.column("messages").to_pylist(), strict=True))
     for row in rows:
         row["messages"] = by_id.get(row["sample_id"])
@@ -86,20 +87,22 @@ def origin_counts(origins: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[s
     ]
 
 
-def contaminated(store: Store, dataset: str, targets: Iterable[str]) -> dict[str, dict[str, str]]:
+def contaminated(read: Snapshot, dataset: str, targets: Iterable[str]) -> dict[str, dict[str, str]]:
     """{target: {sample id: what it shares with a test row}} from one pass over the pool."""
     found: dict[str, dict[str, str]] = {target: {} for target in sorted(targets)}
     indexes = {}
     for target in found:
-        rows = store.read(test_rows_table(target), ["sample_id", "subtask", "question"])
+        held = read.table(label(examples(target)), test_rows_table(target))
+        rows = held.read(["sample_id", "subtask", "question"])
         if rows.num_rows:
             columns = (rows.column(i).to_pylist() for i in range(3))
             indexes[target] = HeldOutIndex.build(zip(*columns, strict=True))
     if not indexes:
         return found
-    total = store.count(pool_table(dataset))
-    with progress_bar(f"checking {dataset} against test rows", total, "samples") as advance:
-        for batch in store.scan(pool_table(dataset), ["sample_id", "messages"]):
+    pool = read.table(label(RAW_POOL, dataset), pool_table(dataset))
+    title = f"checking {dataset} against test rows"
+    with progress_bar(title, pool.count(), "samples") as advance:
+        for batch in pool.scan(["sample_id", "messages"]):
             ids = batch.column(0).to_pylist()
             texts = [
                 [message["content"] for message in messages]
@@ -113,23 +116,25 @@ def contaminated(store: Store, dataset: str, targets: Iterable[str]) -> dict[str
 
 
 def publish(
-    store: Store,
-    records: Records,
+    read: Snapshot,
     key: dg.AssetKey,
-    dataset: str,
-    model: str,
+    partition: str,
     recipe: RecipeSpec,
     made: Selection,
     excluded: Mapping[str, str],
-    inputs: Mapping[str, str],
-    **about: Any,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dg.MaterializeResult[Any]:
-    """Writes the ranked rows of `key`, pins all they were chosen from (`inputs`, as records),
-    and describes them; `about` goes into the record."""
-    from mona.plots import bars, length_histogram, score_histogram
+    """Writes the ranked rows of `key`, pins all they were chosen from, and describes them.
 
-    pool = store.rows(pool_table(dataset), ["messages", "origins", "n_chars"], made.sample_ids)
-    origins = pool.column("origins").to_pylist()
+    inputs: the part of the snapshot they were chosen from; default: all of it. `about` goes into
+    the record.
+    """
+    dataset, _, model = partition.partition("|")
+    pool = read.table(label(RAW_POOL, dataset), pool_table(dataset))
+    chosen = pool.rows(["messages", "origins", "n_chars"], made.sample_ids)
+    origins = chosen.column("origins").to_pylist()
     rows = pa.Table.from_arrays(
         [
             pa.array(made.ranks, pa.int64()),
@@ -144,28 +149,68 @@ def publish(
     )
     owner, recipe_name, _ = key.path
     name = subset_table(owner, recipe_name, dataset, model)
-    chosen = rows_digest(made.sample_ids)
-    with store.lock(name):
-        version = store.replace(name, rows.to_batches(), SUBSET_SCHEMA)
-        tag = f"chosen-{chosen[:12]}"
-        store.tag(name, tag, version)
-        seal = sealed(store, name)
-    record = Record(
-        asset=label(key, f"{dataset}|{model}"),
-        data_version=chosen,
-        inputs=dict(inputs),
-        tables={name: seal},
-        about={"recipe": recipe.model_dump(mode="json", exclude={"finetune"}), "tag": tag, **about},
-    )
-    digest = records.publish(record)
-    records.pin(store, digest)
+    digest = rows_digest(made.sample_ids)
+    with read.store.lock(name):
+        version = read.store.replace(name, rows.to_batches(), SUBSET_SCHEMA)
+        tag = f"chosen-{digest[:12]}"
+        read.store.tag(name, tag, version)
+        return finished(
+            read,
+            key,
+            partition,
+            digest,
+            inputs=inputs,
+            tables=[name],
+            about={
+                "recipe": recipe.model_dump(mode="json", exclude={"finetune"}),
+                "tag": tag,
+                **(about or {}),
+            },
+            shown=_shown(made, excluded, chosen, pool),
+            pinned=True,
+        )
+
+
+def _shown(
+    made: Selection, excluded: Mapping[str, str], chosen: pa.Table, pool: TableAt
+) -> dict[str, Any]:
+    """What Dagster's UI shows of a subset."""
+    from mona.plots import bars, length_histogram, score_histogram
+
     report = made.report
-    pool_mix, pool_chars = _pool_mix(store, dataset)
-    chosen_mix: dict[str, int] = {}
-    for row in origins:
-        chosen_mix[row[0]["source"]] = chosen_mix.get(row[0]["source"], 0) + 1
-    texts = pool.column("messages").to_pylist()
-    top = [
+    origins = chosen.column("origins").to_pylist()
+    pool_mix, pool_chars = _pool_mix(pool)
+    chosen_mix = Counter(row[0]["source"] for row in origins)
+    largest = sorted(chosen_mix.items(), key=lambda x: (-x[1], x[0]))[:20]
+    dropped = [{"sample_id": key, "why": why[:200]} for key, why in list(excluded.items())[:20]]
+    return {
+        "dagster/row_count": report.chosen,
+        "eligible": report.eligible,
+        "contaminated and dropped": len(excluded),
+        "tokens": report.tokens or 0,
+        "budget met": report.budget_met,
+        "best score": float(made.scores[0]),
+        "last score": float(made.scores[-1]),
+        "dropped rows": table(dropped),
+        "scores": picture(
+            score_histogram(report.edges, report.pool_counts, report.chosen_counts),
+            "scores of the pool and the chosen",
+        ),
+        "sources": picture(bars(pool_mix, dict(chosen_mix)), "source mix of pool and chosen"),
+        "lengths": picture(
+            length_histogram(pool_chars, chosen.column("n_chars").to_numpy(), "characters"),
+            "lengths of pool and chosen",
+        ),
+        "largest sources": table(
+            [{"source": s, "chosen": n, "in pool": pool_mix.get(s, 0)} for s, n in largest]
+        ),
+        "top 20": table(_top(made, origins, chosen.column("messages").to_pylist())),
+    }
+
+
+def _top(made: Selection, origins: Sequence[Any], texts: Sequence[Any]) -> list[dict[str, Any]]:
+    """The best twenty rows."""
+    return [
         {
             "rank": int(made.ranks[i]),
             "score": round(float(made.scores[i]), 4),
@@ -176,48 +221,13 @@ def publish(
         }
         for i in range(min(20, len(texts)))
     ]
-    return dg.MaterializeResult(
-        asset_key=key,
-        data_version=dg.DataVersion(chosen),
-        metadata={
-            "dagster/row_count": report.chosen,
-            "eligible": report.eligible,
-            "contaminated and dropped": len(excluded),
-            "tokens": report.tokens or 0,
-            "budget met": report.budget_met,
-            "best score": float(made.scores[0]),
-            "last score": float(made.scores[-1]),
-            "dropped rows": table(
-                [{"sample_id": key, "why": why[:200]} for key, why in list(excluded.items())[:20]]
-            ),
-            "scores": picture(
-                score_histogram(report.edges, report.pool_counts, report.chosen_counts),
-                "scores of the pool and the chosen",
-            ),
-            "sources": picture(bars(pool_mix, chosen_mix), "source mix of pool and chosen"),
-            "lengths": picture(
-                length_histogram(pool_chars, pool.column("n_chars").to_numpy(), "characters"),
-                "lengths of pool and chosen",
-            ),
-            "largest sources": table(
-                [
-                    {"source": source, "chosen": count, "in pool": pool_mix.get(source, 0)}
-                    for source, count in sorted(chosen_mix.items(), key=lambda x: (-x[1], x[0]))[
-                        :20
-                    ]
-                ]
-            ),
-            "top 20": table(top),
-            **provenance(digest, record),
-        },
-    )
 
 
-def _pool_mix(store: Store, dataset: str) -> tuple[dict[str, int], np.ndarray]:
+def _pool_mix(pool: TableAt) -> tuple[dict[str, int], np.ndarray]:
     """(samples by their first source, characters of each sample) of the whole pool."""
     mix: dict[str, int] = {}
     chars: list[np.ndarray] = []
-    for batch in store.scan(pool_table(dataset), ["origins", "n_chars"]):
+    for batch in pool.scan(["origins", "n_chars"]):
         first = pc.list_element(batch.column("origins"), 0)
         for entry in pc.value_counts(pc.struct_field(first, "source")).to_pylist():
             mix[entry["values"]] = mix.get(entry["values"], 0) + entry["counts"]

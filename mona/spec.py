@@ -7,6 +7,7 @@ YAML, expanding paths and checking names against each other is `orchestration.co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
@@ -349,6 +350,7 @@ class Budget(Spec):
 
 
 Representation = Literal["codes", "mean", "weighted_mean", "mlp_topk"]
+DENSE_VIEWS = ("mean", "weighted_mean", "mlp_topk")
 Similarity = Literal["jaccard", "cosine", "euclidean"]
 
 
@@ -415,6 +417,12 @@ class RecipeSpec(Spec):
         """Whether the subset is the same for every target."""
         return self.selector != "top"
 
+    @property
+    def dense_view(self) -> str | None:
+        """The dense view it ranks by, or None."""
+        dense = not self.is_control and self.representation in DENSE_VIEWS
+        return self.representation if dense else None
+
     @model_validator(mode="after")
     def _budget_where_it_is_read(self) -> RecipeSpec:
         if (self.budget is None) != (self.selector in ("all", "none")):
@@ -430,3 +438,9 @@ class RecipeSpec(Spec):
                 "has signs: use cosine or euclidean"
             )
         return self
+
+
+def views_read(recipes: Iterable[RecipeSpec]) -> tuple[str, ...]:
+    """The dense views that recipes rank by: only these are computed and stored."""
+    wanted = {recipe.dense_view for recipe in recipes}
+    return tuple(view for view in DENSE_VIEWS if view in wanted)

@@ -41,6 +41,13 @@ class Tokenised:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """A conversation that the template can't render truly, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Supervised:
     """A rendered sample to train on.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.encoding import NEW_ROWS_FVU
@@ -29,10 +30,12 @@ from mona.spec import Budget
 from orchestration.config import Config
 from orchestration.taints import CHECK as NOTHING_WITHDRAWN
 from orchestration.taints import taints
-from resources.encodings import pool_population
+from resources.encoding_tables import pool_population
 from resources.models import Models
 from resources.records import Records
+from resources.snapshot import Snapshot
 from resources.store import Store
+from resources.table_at import TableAt
 
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
@@ -89,12 +92,13 @@ def _pool_checks(partitions: Partitions) -> dg.AssetChecksDefinition:
             partitions.dataset,
         ),
     )
-    def check(context: dg.AssetCheckExecutionContext, store: Store) -> Any:
-        table = pool_table(context.partition_key)
-        ids = store.sample_ids(table)
+    def check(context: dg.AssetCheckExecutionContext, store: Store, records: Records) -> Any:
+        asset = label(RAW_POOL, context.partition_key)
+        table = Snapshot.of(store, records, [asset]).table(asset, pool_table(context.partition_key))
+        ids = table.sample_ids
         empty = sum(
             int(pc.sum(pc.less(pc.list_value_length(batch.column(0)), 2)).as_py() or 0)
-            for batch in store.scan(table, ["messages"])
+            for batch in table.scan(["messages"])
         )
         yield _result("distinct_ids", RAW_POOL, len(ids) - len(pc.unique(ids)), "repeated ids")
         yield _result("messages_present", RAW_POOL, empty, "samples of fewer than two turns")
@@ -114,11 +118,14 @@ def _sae_checks(config: Config, partitions: Partitions) -> dg.AssetChecksDefinit
             partitions.model,
         ),
     )
-    def check(context: dg.AssetCheckExecutionContext, shelf: Models) -> Any:
+    def check(
+        context: dg.AssetCheckExecutionContext, shelf: Models, store: Store, records: Records
+    ) -> Any:
         from mona.sae_quality import likely_layer
 
         name = context.partition_key
-        record = shelf.current_record(name)
+        made = Snapshot.of(store, records, [label(SAE, name)]).record(label(SAE, name))
+        record = shelf.sae_figures(name, str(made.about["sae"]))
         fvu = float(record["quality"]["fvu"])
         allowed = config.models[name].sae.max_fvu
         yield dg.AssetCheckResult(
@@ -150,7 +157,7 @@ def _codes_checks(config: Config, partitions: Partitions) -> dg.AssetChecksDefin
         specs=_specs(
             SAE_CODES,
             {
-                "coverage": "Every pool row has a code and every code its pool row.",
+                "coverage": "Every pool row has one code, unless it was set aside.",
                 "finite": "Values are finite and positive, and L1 is their sum.",
                 "fingerprint": "The table was made under the current fingerprint.",
                 "explains_new_rows": "The pinned SAE still explains the rows just added.",
@@ -158,20 +165,25 @@ def _codes_checks(config: Config, partitions: Partitions) -> dg.AssetChecksDefin
             partitions.dataset_model,
         ),
     )
-    def check(context: dg.AssetCheckExecutionContext, store: Store, shelf: Models) -> Any:
+    def check(
+        context: dg.AssetCheckExecutionContext, store: Store, shelf: Models, records: Records
+    ) -> Any:
         dataset, name = _dataset_and_model(context.partition_key)
-        digest = str(shelf.current_record(name)["digest"])
-        current = shelf.codes_fingerprint(name, config.models[name], digest)
-        table = pool_population(dataset).codes_table(name, current)
-        yield _coverage(store, table, dataset, SAE_CODES)
+        read = _encoded(store, records, dataset, name)
+        made = read.record(label(SAE_CODES, context.partition_key))
+        (table_name,) = made.tables
+        table = read.table(made.asset, table_name)
+        yield _coverage(read, table, dataset, SAE_CODES, set_aside=_set_aside(read, dataset, name))
         faults = 0
-        for batch in store.scan(table, ["l1", "indices", "values"]):
+        for batch in table.scan(["l1", "indices", "values"]):
             codes = from_arrow(batch)
             faults += int((~np.isfinite(codes.values) | (codes.values <= 0)).sum())
             sums = row_sums(codes.values, codes.indptr).astype(np.float32)
             faults += int((sums != codes.l1).sum())
         yield _result("finite", SAE_CODES, faults, "faulty values or sums")
-        written = (store.open(table).schema.metadata or {}).get(b"fingerprint", b"").decode()
+        sae = str(read.record(label(SAE, name)).about["sae"])
+        current = shelf.resolve(name, config.models[name]).codes(sae)
+        written = (table.schema.metadata or {}).get(b"fingerprint", b"").decode()
         yield _result("fingerprint", SAE_CODES, int(written != current), "foreign fingerprints")
         yield _new_rows_check(context, config.models[name].sae.max_fvu)
 
@@ -205,31 +217,57 @@ def _activation_checks(config: Config, partitions: Partitions) -> dg.AssetChecks
         name="activations_checks",
         specs=_specs(
             ACTIVATIONS,
-            {"coverage": "Every pool row has a row here and every row here its pool row."},
+            {"coverage": "Every pool row has one row here."},
             partitions.dataset_model,
         ),
     )
-    def check(context: dg.AssetCheckExecutionContext, store: Store, shelf: Models) -> Any:
+    def check(context: dg.AssetCheckExecutionContext, store: Store, records: Records) -> Any:
         dataset, name = _dataset_and_model(context.partition_key)
-        fingerprint = shelf.encoder_fingerprint(name, config.models[name])
-        table = pool_population(dataset).activations_table(fingerprint)
-        yield _coverage(store, table, dataset, ACTIVATIONS)
+        pool, made = label(RAW_POOL, dataset), label(ACTIVATIONS, context.partition_key)
+        read = Snapshot.of(store, records, [pool, made])
+        yield _coverage(read, _activations(read, dataset, name), dataset, ACTIVATIONS)
 
     return check
 
 
-def _coverage(store: Store, table: str, dataset: str, key: dg.AssetKey) -> dg.AssetCheckResult:
-    pool, stored = store.sample_ids(pool_table(dataset)), store.sample_ids(table)
-    missing = int(pc.sum(pc.invert(pc.is_in(pool, stored))).as_py() or 0)
-    extra = int(pc.sum(pc.invert(pc.is_in(stored, pool))).as_py() or 0)
+def _encoded(store: Store, records: Records, dataset: str, model: str) -> Snapshot:
+    """A pool, its encodings and the SAE, as they are recorded now."""
+    both = f"{dataset}|{model}"
+    keys = (label(RAW_POOL, dataset), label(ACTIVATIONS, both), label(SAE_CODES, both))
+    return Snapshot.of(store, records, [*keys, label(SAE, model)])
+
+
+def _activations(read: Snapshot, dataset: str, model: str) -> TableAt:
+    asset = label(ACTIVATIONS, f"{dataset}|{model}")
+    meaning = str(read.record(asset).about["encoder"])
+    return read.table(asset, pool_population(dataset).activations_table(meaning))
+
+
+def _set_aside(read: Snapshot, dataset: str, model: str) -> pa.Array:
+    """The ids that have an activations row with a reason, and so no code."""
+    rows = _activations(read, dataset, model).read(["sample_id", "set_aside"])
+    return rows.filter(pc.is_valid(rows.column("set_aside"))).column("sample_id").combine_chunks()
+
+
+def _coverage(
+    read: Snapshot,
+    table: TableAt,
+    dataset: str,
+    key: dg.AssetKey,
+    set_aside: pa.Array | None = None,
+) -> dg.AssetCheckResult:
+    """Rows of samples that left the pool may stay: who reads passes over them."""
+    pool = read.table(label(RAW_POOL, dataset), pool_table(dataset)).sample_ids
+    stored = table.sample_ids
+    known = stored if set_aside is None else pa.concat_arrays([stored, set_aside])
+    missing = int(pc.sum(pc.invert(pc.is_in(pool, known))).as_py() or 0)
     repeated = len(stored) - len(pc.unique(stored))
     return _result(
         "coverage",
         key,
-        missing + extra + repeated,
-        "rows missing, extra or repeated",
+        missing + repeated,
+        "rows missing or repeated",
         missing=missing,
-        extra=extra,
         repeated=repeated,
     )
 
@@ -248,11 +286,13 @@ def _selection_check(
             partitions.dataset_model,
         ),
     )
-    def check(context: dg.AssetCheckExecutionContext, store: Store) -> Any:
+    def check(context: dg.AssetCheckExecutionContext, store: Store, records: Records) -> Any:
         dataset, name = _dataset_and_model(context.partition_key)
-        table = store.read(
-            subset_table(owner, recipe, dataset, name), ["rank", "sample_id", "score", "length"]
+        asset = label(key, context.partition_key)
+        stored = Snapshot.of(store, records, [asset]).table(
+            asset, subset_table(owner, recipe, dataset, name)
         )
+        table = stored.read(["rank", "sample_id", "score", "length"])
         scores = table.column("score").to_numpy()
         faults = table.num_rows - len(pc.unique(table.column("sample_id")))
         faults += int((np.diff(scores) > 0).sum()) + int(table.num_rows == 0)

@@ -370,15 +370,15 @@ def _chosen(
     a sample that was withdrawn since."""
     from assets.subset import read_subset
     from orchestration.definitions import build_resources
+    from resources.snapshot import Snapshot
 
     asset = asset_partition(config, "selection", selection, dataset, model)
     resources = build_resources(config)
     records = resources["records"]
-    made = records.current(asset)
-    if made is None:
+    if records.current(asset) is None:
         raise WorkError(f"{asset} was never made: mona run first")
-    chosen_from = only(dataset, config.datasets, "dataset")
-    return asset, read_subset(resources["store"], records, records.get(made), chosen_from)
+    read = Snapshot.of(resources["store"], records, [asset])
+    return asset, read_subset(read, asset, only(dataset, config.datasets, "dataset"))
 
 
 def _export_lock(config: Config, file: Path) -> AbstractContextManager[None]:

@@ -16,10 +16,11 @@ from assets.entries import build_entries
 from assets.evaluation import build_evaluations
 from assets.finetune import build_finetunes
 from assets.keys import Partitions
+from assets.prototype import build_prototype
 from assets.raw_pool import build_raw_pool
 from assets.sae import build_sae
 from assets.selection import build_selections
-from assets.targets import build_target
+from assets.targets import build_examples
 from orchestration.automation import build_condition_sensor, with_automation
 from orchestration.checks import build_checks
 from orchestration.config import Config, load_config
@@ -55,17 +56,17 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
     partitions = build_partitions(config)
     made = [
         build_raw_pool(config.datasets, config.models, partitions),
-        build_sae(config.models, partitions),
-        build_encoding(config.models, partitions),
+        build_sae(config.models, config.recipes, partitions),
+        build_encoding(config.models, config.recipes, partitions),
+        *(build_examples(target, spec) for target, spec in config.targets.items()),
         *(
-            asset
+            build_prototype(target, spec, config.models, config.recipes, partitions)
             for target, spec in config.targets.items()
-            for asset in build_target(target, spec, config.models, partitions)
         ),
-        *build_selections(list(config.targets), config.recipes, config.models, partitions),
+        *build_selections(list(config.targets), config.recipes, partitions),
         *build_finetunes(list(config.targets), config.recipes, config.models, partitions),
         *build_evaluations(config.targets, config.recipes, config.models, partitions),
-        *build_controls(list(config.targets), config.recipes, config.models, partitions),
+        *build_controls(list(config.targets), config.recipes, partitions),
     ]
     resources = {**build_resources(config), **resource_overrides}
     return dg.Definitions(

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow.compute as pc
 
-from assets.keys import CONTROLS, RAW_POOL, SAE, SAE_CODES, label, prototype
+from assets.keys import CONTROLS, RAW_POOL, SAE, SAE_CODES, label
+from assets.prototype import read_prototype
 from assets.raw_pool import pool_table
-from assets.targets import prototype_table
 from mona.codes import from_arrow
 from mona.errors import RequestError
 from mona.explanation import Context, Part, Use, parts, uses
@@ -22,6 +21,7 @@ from mona.sample import from_records
 from mona.spec import ModelSpec, RecipeSpec
 from resources.models import Models
 from resources.records import Record, Records
+from resources.snapshot import Snapshot
 from resources.store import Store
 
 _EXAMPLES = 3  # pool samples that show what a latent means
@@ -77,17 +77,23 @@ def explain(
             f"{owner}/{recipe_name} was not chosen by latents: only a target's recipe with "
             "representation 'codes' can be explained"
         )
-    codes_record = records.get(subset.inputs[label(SAE_CODES, partition)])
-    ((codes_table, codes_seal),) = codes_record.tables.items()
-    vector = _prototype(records, store, subset, owner, model)
-    ids = store.sample_ids(codes_table, version=codes_seal.version)
+    read = Snapshot(store, records, dict(subset.inputs))
+    encoded = label(SAE_CODES, partition)
+    codes_record = read.record(encoded)
+    (codes_table,) = codes_record.tables
+    codes = read.table(encoded, codes_table)
+    pool = read.table(label(RAW_POOL, dataset), pool_table(dataset))
+    vector = read_prototype(read, owner, model, str(subset.about["codes"]), "codes")
+    ids = codes.sample_ids.filter(pc.is_in(codes.sample_ids, pool.sample_ids))
     if pc.index(ids, sample_id).as_py() < 0:
         raise RequestError(f"{owner}/{recipe_name} of {partition} scored no sample '{sample_id}'")
     columns = ["l1", "indices", "values"]
-    code = from_arrow(store.rows(codes_table, columns, [sample_id], version=codes_seal.version))
-    every = parts(code, vector, recipe.similarity)
+    every = parts(from_arrow(codes.rows(columns, [sample_id])), vector, recipe.similarity)
     shown = every[:count]
-    scan = store.scan(codes_table, ["sample_id", *columns], version=codes_seal.version)
+    scan = (
+        batch.filter(pc.is_in(batch.column("sample_id"), ids))
+        for batch in codes.scan(["sample_id", *columns])
+    )
     found = uses(scan, [part.latent for part in shown], _EXAMPLES)
     wanted: dict[str, list[int]] = {sample_id: [part.latent for part in shown]}
     for part, use in zip(shown, found, strict=True):
@@ -95,8 +101,7 @@ def explain(
             wanted.setdefault(strongest, [])
             if part.latent not in wanted[strongest]:
                 wanted[strongest].append(part.latent)
-    pool = records.get(subset.inputs[label(RAW_POOL, dataset)]).tables[pool_table(dataset)]
-    rows = store.rows(pool_table(dataset), ["messages"], list(wanted), version=pool.version)
+    rows = pool.rows(["messages"], list(wanted))
     messages = dict(zip(wanted, rows.column("messages").to_pylist(), strict=True))
     sae = records.get(codes_record.inputs[label(SAE, model)])
     at = _contexts(shelf, model, models[model], sae, codes_record, messages, wanted, progress)
@@ -132,16 +137,6 @@ def _current(records: Records, asset: str) -> Record:
     return records.get(digest)
 
 
-def _prototype(
-    records: Records, store: Store, subset: Record, target: str, model: str
-) -> np.ndarray:
-    """The prototype a subset was scored against, float32 [d_sae]."""
-    made = records.get(subset.inputs[label(prototype(target), model)])
-    name = prototype_table(target, model, str(subset.about["codes"]))
-    rows = store.read(name, version=made.tables[name].version, where="representation = 'codes'")
-    return np.asarray(rows.column("values")[0].values, np.float32)
-
-
 def _contexts(
     shelf: Models,
     name: str,
@@ -155,13 +150,12 @@ def _contexts(
     """(sample id, latent) -> its strongest token, from one forward pass of each sample."""
     from mona.encoder import plan_batches
     from mona.explanation import contexts
-    from mona.sae import SparseAutoencoder
 
     digest = str(sae_record.about["sae"])
-    if shelf.codes_fingerprint(name, model, digest) != codes_record.about["codes"]:
+    resolved = shelf.resolve(name, model)
+    if resolved.codes(digest) != codes_record.about["codes"]:
         raise RequestError(f"the entry of model '{name}' changed since: mona run first")
-    encoder = shelf.encoder(name, model)
-    sae = SparseAutoencoder.load(shelf.sae_path(name, digest), encoder.device)
+    encoder, sae = shelf.encoder(resolved), shelf.sae(name, digest)
     ids = list(wanted)
     rows = encoder.renderer.render_batch([from_records(messages[i]) for i in ids])
     found: dict[tuple[str, int], Context] = {}

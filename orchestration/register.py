@@ -27,6 +27,7 @@ from mona.tuned import tuned_digest
 from orchestration.history import latest_before, stated_version
 from orchestration.planner import Standing
 from resources.records import Record, Records, folder_files
+from resources.snapshot import Snapshot
 from resources.store import Store
 
 
@@ -52,12 +53,12 @@ def register(
     graph = standing.graph
     if key not in graph.materializable_asset_keys:
         raise RequestError(f"{owner}/{recipe}: the recipe has no finetune entry to register for")
-    inputs = records.read_at([label(selection(owner, recipe), asset)])
-    ((_, digest),) = inputs.items()
-    chosen = records.get(digest)
-    ((table, seal),) = chosen.tables.items()
+    subset_asset = label(selection(owner, recipe), asset)
+    snapshot = Snapshot.of(store, records, [subset_asset])
+    digest, chosen = snapshot.inputs[subset_asset], snapshot.record(subset_asset)
+    (table,) = chosen.tables
     columns = ["rank", "sample_id", "score", "origins"]
-    rows = store.read(table, columns, version=seal.version).to_pylist()
+    rows = snapshot.table(subset_asset, table).read(columns).to_pylist()
     trained = _trained_ids(data, {row["sample_id"] for row in rows}) if data else None
     tuned = tuned_digest(model)
     name = fingerprint(external=tuned, subset=digest)
@@ -84,7 +85,7 @@ def register(
     record = Record(
         asset=label(key, asset),
         data_version=tuned,
-        inputs=inputs,
+        inputs=snapshot.inputs,
         entries=entries,
         files=folder_files(records.home, folder),
         about={

@@ -1,15 +1,14 @@
-"""The incremental store of encodings: which samples still need a forward pass, the pass
-itself in committed windows, and the tables it fills.
+"""The incremental store of encodings: which samples of a population still need a forward pass,
+the pass itself in committed windows, and what each window writes.
 
-Two tables a population (a pool, or a target's examples): `activations` holds one row of
-dense views a sample and encoder fingerprint, with the token activations themselves where
-the disk budget allows; `codes` one sparse row a sample and codes fingerprint. The
-arithmetic is `mona.encoder`, `mona.views` and `mona.sae`.
+The tables are `resources.encoding_tables`; the arithmetic is `mona.encoder`, `mona.views` and
+`mona.sae`. The population's texts are read through the table that is handed in, at the version
+the step's record names, and each text's own hash is compared with its id before it is encoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,86 +17,42 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mona.codes import Codes, concatenate, to_arrow
+from mona.codes import Codes, concatenate, row_sums, to_arrow
 from mona.errors import WorkError
-from mona.sample import from_records
+from mona.sample import from_records, sample_id
+from mona.tokens import SetAside
+from resources.encoding_tables import Population, activations_schema, codes_schema, view_schema
 from resources.engine import Engine
 from resources.store import Store
+from resources.table_at import TableAt
 
 if TYPE_CHECKING:
     import torch
 
     from mona.encoder import Encoder, TokenStates
     from mona.sae import SparseAutoencoder
-    from mona.spec import ModelSpec
     from mona.tokens import Tokenised
-    from resources.models import Models
+    from resources.models import Models, ResolvedModel
 
-KEY = {b"lance-schema:unenforced-primary-key": b"true"}
-KEY_FIELD = pa.field("sample_id", pa.string(), nullable=False, metadata=KEY)
 _READ_ROWS = 2_048
+_CACHE_ROWS = 256
 _ESTIMATE_ROWS = 512
 _DRAWN_ROWS = 128
 
 
-def codes_schema(fingerprint: str) -> pa.Schema:
-    """One row a sample: counted tokens, untruncated length in tokens, and its sparse code."""
-    return pa.schema(
-        [
-            KEY_FIELD,
-            pa.field("n_tokens", pa.int32()),
-            pa.field("length", pa.int32()),
-            pa.field("l1", pa.float32()),
-            pa.field("indices", pa.list_(pa.uint32())),
-            pa.field("values", pa.list_(pa.float16())),
-        ],
-        metadata={b"fingerprint": fingerprint.encode()},
-    )
-
-
-def activations_schema(fingerprint: str, width: int, mlp_width: int, dtype: str) -> pa.Schema:
-    """One row a sample: the dense views (float16), the mean token norm, and the counted
-    tokens' residual streams as raw bytes of `dtype` [n_tokens, width], or null."""
-    return pa.schema(
-        [
-            KEY_FIELD,
-            pa.field("n_tokens", pa.int32()),
-            pa.field("length", pa.int32()),
-            pa.field("norm", pa.float32()),
-            pa.field("mean", pa.list_(pa.float16(), width)),
-            pa.field("weighted_mean", pa.list_(pa.float16(), width)),
-            pa.field("mlp_topk", pa.list_(pa.float16(), mlp_width)),
-            pa.field("tokens", pa.large_binary()),
-        ],
-        metadata={b"fingerprint": fingerprint.encode(), b"dtype": dtype.encode()},
-    )
-
-
 @dataclass(frozen=True, slots=True)
-class Population:
-    """Whose encodings: the samples of `samples_table`, under `kind` '' or 'example_'."""
+class CodesOf:
+    """What a table of codes is made with."""
 
-    kind: str
-    name: str
-    samples_table: str
+    table: str
+    fingerprint: str
+    sae: SparseAutoencoder
+    k: int | None
+    pooling: Literal["mean", "sum"]
 
-    def activations_table(self, encoder_fingerprint: str) -> str:
-        """Shared by all models whose entries mean the same encoder."""
-        return f"{self.kind}activations.{self.name}.{encoder_fingerprint}"
-
-    def codes_table(self, model: str, codes_fingerprint: str) -> str:
-        """One model's codes under one fingerprint."""
-        return f"{self.kind}codes.{self.name}.{model}.{codes_fingerprint}"
-
-
-def pool_population(dataset: str) -> Population:
-    """The samples of a dataset's pool."""
-    return Population("", dataset, f"pool.{dataset}")
-
-
-def examples_population(target: str) -> Population:
-    """The representative examples of a target."""
-    return Population("example_", target, f"examples.{target}")
+    def encode(self, states: torch.Tensor, offsets: np.ndarray) -> Codes:
+        """The codes of samples whose tokens lie at `offsets` [S + 1] of `states` [T, d]."""
+        return self.sae.encode(states, offsets, self.k, self.pooling)
 
 
 @dataclass(slots=True)
@@ -108,39 +63,49 @@ class SyncReport:
     forwarded: int = 0
     forwarded_tokens: int = 0
     from_cache: int = 0
-    removed: int = 0
+    departed: int = 0
     cache_refused: str = ""
     padded_tokens: int = 0
     # Residual streams of a seeded draw of the samples that got codes, to judge the SAE on.
     drawn: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Encoded:
-    """One window's rows, in the order of their positions in the samples table."""
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Samples between two commits: positions in the population, ids, rendered texts."""
 
+    positions: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    n_tokens: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    views: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    tokens: list[bytes | None] = field(default_factory=list)
-    codes: list[Codes] = field(default_factory=list)
+    rows: list[Tokenised | SetAside] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The activations table as last read: where each sample of the population lies in it (-1:
+    not there), whether its tokens are cached, whether it was set aside."""
+
+    table: TableAt | None
+    places: np.ndarray
+    cached: np.ndarray
+    set_aside: np.ndarray
 
 
 @dataclass
 class Encodings:
     """The encodings of one population under one encoder.
 
-    `load_encoder` is called only when a sample needs a forward pass. `cache_bytes` is the
-    disk budget for token activations of this population.
+    samples: the population's texts, one version of them. views: the dense views that are stored.
+    `load_encoder` is called only when a sample needs a forward pass. `cache_bytes` is the disk
+    budget for token activations of this population. The caller holds the lock of `table`.
     """
 
     store: Store
     engine: Engine
     population: Population
+    samples: TableAt
     encoder_fingerprint: str
     load_encoder: Callable[[], Encoder]
+    views: Sequence[str] = ()
     cache_bytes: float = 0.0
     report: SyncReport = field(default_factory=SyncReport)
 
@@ -148,8 +113,9 @@ class Encodings:
     def of_model(
         cls,
         population: Population,
-        name: str,
-        model: ModelSpec,
+        samples: TableAt,
+        model: ResolvedModel,
+        views: Sequence[str],
         shelf: Models,
         store: Store,
         engine: Engine,
@@ -159,9 +125,11 @@ class Encodings:
             store,
             engine,
             population,
-            shelf.encoder_fingerprint(name, model),
-            lambda: shelf.encoder(name, model),
-            cache_bytes=model.token_cache_gb * 1e9,
+            samples,
+            model.encoder,
+            lambda: shelf.encoder(model, views),
+            views,
+            cache_bytes=model.spec.token_cache_gb * 1e9,
         )
 
     @property
@@ -169,21 +137,20 @@ class Encodings:
         """The activations table."""
         return self.population.activations_table(self.encoder_fingerprint)
 
-    @cached_property
-    def encoder(self) -> Encoder:
-        """The encoder, loaded at first use, and the activations table made ready for it."""
-        encoder = self.load_encoder()
-        dtype = str(encoder.dtype).removeprefix("torch.")
-        self.store.ensure(
-            self.table,
-            activations_schema(self.encoder_fingerprint, encoder.width, encoder.mlp_width, dtype),
-        )
-        return encoder
+    @property
+    def view_tables(self) -> dict[str, str]:
+        """View -> its table."""
+        return {v: self.population.view_table(v, self.encoder_fingerprint) for v in self.views}
 
     @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded at first use."""
+        return self.load_encoder()
+
+    @property
     def sample_ids(self) -> pa.Array:
         """Every sample of the population, in table order."""
-        return self.store.sample_ids(self.population.samples_table)
+        return self.samples.sample_ids
 
     @cached_property
     def caches_tokens(self) -> bool:
@@ -192,7 +159,8 @@ class Encodings:
         if not self.cache_bytes:
             return False
         draw = np.random.default_rng(0).permutation(len(self.sample_ids))[:_ESTIMATE_ROWS]
-        counted = [int(row.counted.sum()) for _, row in self._tokenised(np.sort(draw))]
+        rendered = (row for _, _, row in self._rendered(np.sort(draw)))
+        counted = [int(row.counted.sum()) for row in rendered if not isinstance(row, SetAside)]
         tokens = int(np.mean(counted) * len(self.sample_ids)) if counted else 0
         needed = tokens * self.encoder.width * self.encoder.dtype.itemsize
         if needed <= self.cache_bytes:
@@ -204,306 +172,306 @@ class Encodings:
         return False
 
     def sync(
-        self,
-        codes_table: str | None,
-        codes_fingerprint: str,
-        sae: SparseAutoencoder | None,
-        *,
-        k: int | None,
-        pooling: Literal["mean", "sum"],
-        progress: Callable[[int], None] = lambda _: None,
+        self, codes: CodesOf | None, progress: Callable[[int], None] = lambda _: None
     ) -> SyncReport:
-        """Brings the activations, and with `codes_table` the codes, level with the population.
+        """Brings the activations, the views and, where given, the codes level with the
+        population.
 
-        Each sample without a stored row passes the model once; rows whose sample left are
-        removed. Every window is committed, so a crash costs at most one window.
+        Each sample without a stored row passes the model once. Rows whose sample left the
+        population stay: who reads them reads the population's. Every window is committed, so a
+        crash costs at most one window.
         """
         self.report = SyncReport(samples=len(self.sample_ids))
-        if codes_table is not None:
-            self.store.ensure(codes_table, codes_schema(codes_fingerprint))
-        for table in filter(None, (self.table, codes_table)):
-            self._remove_departed(table)
-        encode: Callable[[torch.Tensor, np.ndarray], Codes] | None = None
-        if sae is not None and codes_table is not None:
-
-            def encode(states: torch.Tensor, offsets: np.ndarray) -> Codes:
-                return sae.encode(states, offsets, k, pooling)
-
-        have_views, have_tokens = self._stored_views()
-        have_codes = _contains(
-            self.sample_ids, self.store.sample_ids(codes_table) if codes_table else None
-        )
-        needs_codes = ~have_codes if encode is not None else np.zeros(len(have_codes), bool)
-        from_cache = needs_codes & have_views & have_tokens
-        forward = (needs_codes & ~from_cache) | ~have_views
+        self._ensure(codes)
+        stored = self._stored
+        kept = stored.places >= 0
+        self.report.departed = self._departed(stored)
+        needs_codes = np.zeros(len(kept), bool)
+        if codes is not None:
+            coded = self.store.newest(codes.table).sample_ids
+            needs_codes = ~_contains(self.sample_ids, coded) & ~stored.set_aside
+        whole = kept.copy()
+        for view in self.view_tables.values():
+            there = self.store.newest(view).sample_ids
+            whole &= _contains(self.sample_ids, there) | stored.set_aside
+        from_cache = needs_codes & whole & stored.cached
+        forward = (needs_codes & ~from_cache) | ~whole
         progress(int(len(forward) - (from_cache | forward).sum()))
         new = np.flatnonzero(needs_codes)
         draw = set(np.random.default_rng(0).permutation(new)[:_DRAWN_ROWS].tolist())
         if from_cache.any():
-            assert encode is not None
-            assert codes_table is not None
+            assert codes is not None
             cached = np.flatnonzero(from_cache)
-            self._codes_from_cache(cached, codes_table, encode, progress)
+            self._codes_from_cache(cached, codes, progress)
             self.report.drawn.update(self._read_tokens(cached[np.isin(cached, list(draw))]))
         for window in self._windows(np.flatnonzero(forward)):
-            positions = np.array([position for position, _ in window])
-            encoded = self._forward(window, encode, self.report.drawn, draw)
-            self._commit(encoded, ~have_views[positions], needs_codes[positions], codes_table)
-            progress(len(window))
+            self._commit(window, codes, self.report.drawn, draw)
+            progress(len(window.ids))
         if self.report.forwarded:
-            for table in filter(None, (self.table, codes_table)):
+            for table in (
+                self.table,
+                *self.view_tables.values(),
+                *([codes.table] if codes else []),
+            ):
                 self.store.compact(table)
         return self.report
 
     def token_states(self, positions: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """(position, residual streams of the counted tokens [n, d]) of samples, in the order
         asked for: read from the cache where they are, else one forward pass, cached if the
-        budget allows."""
-        have_views, have_tokens = self._stored_views()
+        budget allows. A sample that was set aside has no tokens."""
         for start in range(0, len(positions), _READ_ROWS):
             chunk = np.asarray(positions[start : start + _READ_ROWS])
-            cached = chunk[have_tokens[chunk]]
+            cached = chunk[self._stored.cached[chunk]]
             states = dict(self._read_tokens(cached)) if len(cached) else {}
             waiting = list(chunk)
-            for window in self._windows(np.sort(chunk[~have_tokens[chunk]])):
-                window_states: dict[int, torch.Tensor] = {}
-                wanted = {position for position, _ in window}
-                encoded = self._forward(window, None, window_states, wanted)
-                if self.caches_tokens:
-                    fresh = ~have_views[[position for position, _ in window]]
-                    self._commit(encoded, fresh, np.zeros(len(window), bool), None)
-                states.update(window_states)
+            for window in self._windows(np.sort(chunk[~self._stored.cached[chunk]])):
+                states.update(self._fresh_states(window))
                 while waiting and int(waiting[0]) in states:
                     position = int(waiting.pop(0))
                     yield position, states.pop(position)
             for position in waiting:
                 yield int(position), states.pop(int(position))
 
-    def _stored_views(self) -> tuple[np.ndarray, np.ndarray]:
-        """(has a row, has cached tokens) for each sample of the population."""
+    def _fresh_states(self, window: _Window) -> dict[int, torch.Tensor]:
+        import torch
+
+        made: dict[int, torch.Tensor] = {}
+        if self.caches_tokens:
+            self._ensure(None)
+            self._commit(window, None, made, set(window.positions))
+        else:
+            for _, _, _ in self._forward(window, None, made, set(window.positions)):
+                pass
+        nothing = torch.zeros((0, self.encoder.width))
+        return {position: made.get(position, nothing) for position in window.positions}
+
+    def _ensure(self, codes: CodesOf | None) -> None:
+        """Makes the tables that are missing; the encoder is loaded only for those."""
+        if codes is not None:
+            self.store.ensure(codes.table, codes_schema(codes.fingerprint))
         if not self.store.exists(self.table):
-            empty = np.zeros(len(self.sample_ids), bool)
-            return empty, empty.copy()
-        with_tokens = [
-            batch.column(0)
-            for batch in self.store.scan(self.table, ["sample_id"], where="tokens IS NOT NULL")
-        ]
-        return (
-            _contains(self.sample_ids, self.store.sample_ids(self.table)),
-            _contains(self.sample_ids, pa.concat_arrays(with_tokens) if with_tokens else None),
+            dtype = str(self.encoder.dtype).removeprefix("torch.")
+            schema = activations_schema(self.encoder_fingerprint, self.encoder.width, dtype)
+            self.store.ensure(self.table, schema)
+            self.__dict__.pop("_stored", None)
+        for view, table in self.view_tables.items():
+            if not self.store.exists(table):
+                width = self.encoder.mlp_width if view == "mlp_topk" else self.encoder.width
+                self.store.ensure(table, view_schema(self.encoder_fingerprint, width))
+
+    @cached_property
+    def _stored(self) -> _Stored:
+        ids = self.sample_ids
+        nowhere = np.zeros(len(ids), bool)
+        if not self.store.exists(self.table):
+            return _Stored(None, np.full(len(ids), -1), nowhere, nowhere)
+        table = self.store.newest(self.table)
+        rows = table.read(["sample_id", "cached", "set_aside"])
+        found = pc.index_in(ids, rows.column("sample_id").combine_chunks())
+        places = found.fill_null(-1).to_numpy().astype(np.int64)
+
+        def of_population(flags: pa.ChunkedArray) -> np.ndarray:
+            at = flags.to_numpy()
+            return np.where(places >= 0, at[places], False) if len(at) else nowhere
+
+        set_aside = pc.is_valid(rows.column("set_aside"))
+        return _Stored(
+            table, places, of_population(rows.column("cached")), of_population(set_aside)
         )
 
-    def _remove_departed(self, table: str) -> None:
-        if not self.store.exists(table):
-            return
-        stored = self.store.sample_ids(table)
-        gone = stored.filter(pc.invert(pc.is_in(stored, self.sample_ids)))
-        removed = self.store.delete(table, gone.to_pylist())
-        self.report.removed = max(self.report.removed, removed)
+    def _departed(self, stored: _Stored) -> int:
+        """Rows of the activations whose sample is no longer in the population."""
+        return 0 if stored.table is None else stored.table.count() - int((stored.places >= 0).sum())
 
-    def _tokenised(self, positions: np.ndarray) -> Iterator[tuple[int, Tokenised]]:
-        table = self.population.samples_table
+    def _rendered(self, positions: np.ndarray) -> Iterator[tuple[int, str, Tokenised | SetAside]]:
+        """(position, id, rendered text). WorkError where a text's hash is not its id."""
         for start in range(0, len(positions), _READ_ROWS):
             chunk = positions[start : start + _READ_ROWS]
-            rows = self.store.take(table, chunk, ["messages"]).column("messages").to_pylist()
-            messages = [from_records(row) for row in rows]
-            yield from zip(
-                chunk.tolist(), self.encoder.renderer.render_batch(messages), strict=True
-            )
+            rows = self.samples.take(chunk, ["sample_id", "messages"]).to_pylist()
+            texts = [from_records(row["messages"]) for row in rows]
+            for row, text in zip(rows, texts, strict=True):
+                if sample_id(text) != row["sample_id"]:
+                    raise WorkError(
+                        f"table '{self.samples.name}' version {self.samples.version}: the text "
+                        f"of sample {row['sample_id']} has another id: make the pool anew"
+                    )
+            ids = [row["sample_id"] for row in rows]
+            rendered = self.encoder.renderer.render_batch(texts)
+            yield from zip(chunk.tolist(), ids, rendered, strict=True)
 
-    def _windows(self, positions: np.ndarray) -> Iterator[list[tuple[int, Tokenised]]]:
-        window: list[tuple[int, Tokenised]] = []
-        tokens = 0
-        for position, row in self._tokenised(positions):
-            window.append((position, row))
-            tokens += len(row.ids)
+    def _windows(self, positions: np.ndarray) -> Iterator[_Window]:
+        window, tokens = _Window(), 0
+        for position, key, row in self._rendered(positions):
+            window.positions.append(position)
+            window.ids.append(key)
+            window.rows.append(row)
+            tokens += 0 if isinstance(row, SetAside) else len(row.ids)
             if tokens >= self.engine.window_tokens:
                 yield window
-                window, tokens = [], 0
-        if window:
+                window, tokens = _Window(), 0
+        if window.ids:
             yield window
 
     def _forward(
         self,
-        window: list[tuple[int, Tokenised]],
-        encode: Callable[[torch.Tensor, np.ndarray], Codes] | None,
+        window: _Window,
+        codes: CodesOf | None,
         keep_states: dict[int, torch.Tensor],
-        wanted: Set[int],
-    ) -> _Encoded:
-        """Runs the window; the residual streams of `wanted` positions go into `keep_states`."""
+        wanted: set[int],
+    ) -> Iterator[tuple[list[int], TokenStates, Codes | None]]:
+        """(places in the window, states, codes) of each batch; the residual streams of `wanted`
+        positions go into `keep_states`."""
         from mona.encoder import plan_batches
-        from mona.views import dense_views, token_norms
 
-        rows = [row for _, row in window]
-        made: dict[int, dict[str, Any]] = {}
-        keep_tokens = self.caches_tokens
-        for batch in plan_batches([len(row.ids) for row in rows], self.engine.forward_tokens):
-            states = self.encoder.forward([rows[i] for i in batch])
-            views = dense_views(states)
-            norms = token_norms(states)
-            codes = encode(states.states, states.offsets) if encode is not None else None
-            self.report.padded_tokens += len(batch) * max(len(rows[i].ids) for i in batch)
-            for row_in_batch, i in enumerate(batch):
-                span = slice(
-                    int(states.offsets[row_in_batch]), int(states.offsets[row_in_batch + 1])
-                )
-                if window[i][0] in wanted:
-                    keep_states[window[i][0]] = states.states[span].float().cpu()
-                made[i] = {
-                    "views": {name: view[row_in_batch] for name, view in views.items()},
-                    "norm": float(norms[span].mean()) if span.stop > span.start else 0.0,
-                    "tokens": _to_bytes(states, span) if keep_tokens else None,
-                    "codes": _row(codes, row_in_batch) if codes is not None else None,
-                    "n_tokens": span.stop - span.start,
-                }
-        encoded = _Encoded()
-        ids = self.sample_ids.take(pa.array([position for position, _ in window])).to_pylist()
-        for i, row in enumerate(rows):
-            encoded.ids.append(ids[i])
-            encoded.n_tokens.append(made[i]["n_tokens"])
-            encoded.lengths.append(row.length)
-            encoded.norms.append(made[i]["norm"])
-            encoded.tokens.append(made[i]["tokens"])
-            for name, view in made[i]["views"].items():
-                encoded.views.setdefault(name, []).append(view)
-            if made[i]["codes"] is not None:
-                encoded.codes.append(made[i]["codes"])
-        self.report.forwarded += len(rows)
-        self.report.forwarded_tokens += sum(len(row.ids) for row in rows)
-        return encoded
+        run = [(i, row) for i, row in enumerate(window.rows) if not isinstance(row, SetAside)]
+        for batch in plan_batches([len(row.ids) for _, row in run], self.engine.forward_tokens):
+            rows = [run[i][1] for i in batch]
+            places = [run[i][0] for i in batch]
+            states = self.encoder.forward(rows)
+            made = codes.encode(states.states, states.offsets) if codes is not None else None
+            self.report.forwarded += len(rows)
+            self.report.forwarded_tokens += sum(len(row.ids) for row in rows)
+            self.report.padded_tokens += len(rows) * max(len(row.ids) for row in rows)
+            for i, place in enumerate(places):
+                if window.positions[place] in wanted:
+                    span = slice(int(states.offsets[i]), int(states.offsets[i + 1]))
+                    keep_states[window.positions[place]] = states.states[span].float().cpu()
+            yield places, states, made
 
     def _commit(
         self,
-        encoded: _Encoded,
-        fresh_views: np.ndarray,
-        fresh_codes: np.ndarray,
-        codes_table: str | None,
+        window: _Window,
+        codes: CodesOf | None,
+        keep_states: dict[int, torch.Tensor],
+        wanted: set[int],
     ) -> None:
-        # Views before codes: a row of codes then always has its activations beside it.
-        schema = self.store.open(self.table).schema
+        """Runs a window and appends what it gives, activations first: a row of a view or of
+        codes then always has its activations beside it."""
+        from mona.views import dense_views, token_norms
+
+        order: list[int] = []
+        parts: dict[str, list[Any]] = {"tokens": [], "norm": [], "n_tokens": [], "codes": []}
+        views: dict[str, list[np.ndarray]] = {view: [] for view in self.views}
+        for places, states, made in self._forward(window, codes, keep_states, wanted):
+            counts = np.diff(states.offsets)
+            order += places
+            parts["n_tokens"].append(counts)
+            parts["norm"].append(row_sums(token_norms(states), states.offsets) / counts.clip(1))
+            parts["codes"].append(made)
+            if self.caches_tokens:
+                parts["tokens"].append(_to_binary(states))
+            for view, values in (dense_views(states, self.views) if self.views else {}).items():
+                views[view].append(values)
+        in_order = pa.array(np.argsort(order))
+        ids = pa.array([window.ids[place] for place in order], pa.string())
+        rows = (window.rows[place] for place in order)
+        lengths = pa.array(
+            [row.length for row in rows if not isinstance(row, SetAside)], pa.int32()
+        )
+        n_tokens = pa.array(np.concatenate([*parts["n_tokens"], np.zeros(0)]), pa.int32())
+        activations = self._activations(ids, n_tokens, lengths, parts).take(in_order)
+        self.store.append(self.table, pa.concat_tables([activations, self._aside(window)]))
+        self.__dict__.pop("_stored", None)
+        if not order:
+            return
+        for view, table in self.view_tables.items():
+            values = np.concatenate(views[view])
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            self._append(table, [ids, lengths, column], in_order)
+        if codes is not None:
+            columns = to_arrow(concatenate(parts["codes"]))
+            self._append(codes.table, [ids, n_tokens, lengths, *columns], in_order)
+
+    def _append(self, table: str, columns: list[pa.Array], order: pa.Array) -> None:
+        schema = self.store.newest(table).schema
+        self.store.append(table, pa.Table.from_arrays(columns, schema=schema).take(order))
+
+    def _activations(
+        self, ids: pa.Array, n_tokens: pa.Array, lengths: pa.Array, parts: dict[str, list[Any]]
+    ) -> pa.Table:
+        cached = bool(parts["tokens"])
+        tokens = pa.chunked_array(parts["tokens"], pa.large_binary()) if cached else None
         columns = [
-            pa.array(encoded.ids, pa.string()),
-            pa.array(encoded.n_tokens, pa.int32()),
-            pa.array(encoded.lengths, pa.int32()),
-            pa.array(encoded.norms, pa.float32()),
-            *(
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.concatenate(encoded.views[name]), pa.float16()),
-                    len(encoded.views[name][0]),
-                )
-                for name in ("mean", "weighted_mean", "mlp_topk")
-            ),
-            pa.array(encoded.tokens, pa.large_binary()),
+            ids,
+            n_tokens,
+            lengths,
+            pa.array(np.concatenate([*parts["norm"], np.zeros(0)]), pa.float32()),
+            pa.nulls(len(ids), pa.string()),
+            pa.array(np.full(len(ids), cached)),
+            tokens if tokens is not None else pa.nulls(len(ids), pa.large_binary()),
         ]
-        views = pa.Table.from_arrays(columns, schema=schema)
-        self.store.append(self.table, views.filter(pa.array(fresh_views)))
-        if codes_table is not None and encoded.codes:
-            rows = _codes_rows(
-                encoded.ids,
-                encoded.n_tokens,
-                encoded.lengths,
-                concatenate(encoded.codes),
-                self.store.open(codes_table).schema,
-            )
-            self.store.append(codes_table, rows.filter(pa.array(fresh_codes)))
+        return pa.Table.from_arrays(columns, schema=self.store.newest(self.table).schema)
+
+    def _aside(self, window: _Window) -> pa.Table:
+        """The rows of the samples that can't be rendered truly."""
+        found = [
+            {"sample_id": key, "n_tokens": 0, "length": 0, "set_aside": row.reason, "cached": False}
+            for key, row in zip(window.ids, window.rows, strict=True)
+            if isinstance(row, SetAside)
+        ]
+        return pa.Table.from_pylist(found, schema=self.store.newest(self.table).schema)
 
     def _read_tokens(self, positions: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
-        ids = self.sample_ids.take(pa.array(positions)).to_pylist()
-        rows = self.store.rows(self.table, ["n_tokens", "tokens"], ids)
-        schema = self.store.open(self.table).schema
+        stored = self._stored
+        assert stored.table is not None
+        if not len(positions):
+            return
+        rows = stored.table.take(stored.places[positions], ["n_tokens", "tokens"])
         tokens = rows.column("tokens")
-        for i, (position, n) in enumerate(
-            zip(positions.tolist(), rows.column("n_tokens").to_pylist(), strict=True)
-        ):
-            yield position, _from_bytes(tokens[i].as_py(), n, schema)
+        counts = rows.column("n_tokens").to_pylist()
+        for i, position in enumerate(positions.tolist()):
+            yield position, _from_bytes(tokens[i].as_py(), counts[i], stored.table.schema)
 
     def _codes_from_cache(
-        self,
-        positions: np.ndarray,
-        codes_table: str,
-        encode: Callable[[torch.Tensor, np.ndarray], Codes],
-        progress: Callable[[int], None],
+        self, positions: np.ndarray, codes: CodesOf, progress: Callable[[int], None]
     ) -> None:
         import torch
 
-        schema = self.store.open(codes_table).schema
-        stored = self.store.sample_ids(self.table)
-        ids = self.sample_ids.take(pa.array(positions))
+        stored = self._stored
+        assert stored.table is not None
         # Read in the order the rows lie in the table: one pass over the cache.
-        places = np.sort(pc.index_in(ids, stored).to_numpy(zero_copy_only=False))
-        cache_schema = self.store.open(self.table).schema
-        per_read = 256
-        for start in range(0, len(places), per_read):
-            rows = self.store.take(
-                self.table,
-                places[start : start + per_read],
-                ["sample_id", "n_tokens", "length", "tokens"],
-            )
+        places = np.sort(stored.places[positions])
+        columns = ["sample_id", "n_tokens", "length", "tokens"]
+        for start in range(0, len(places), _CACHE_ROWS):
+            rows = stored.table.take(places[start : start + _CACHE_ROWS], columns)
             counts = rows.column("n_tokens").to_pylist()
             tokens = rows.column("tokens")
             states = torch.cat(
-                [_from_bytes(tokens[i].as_py(), n, cache_schema) for i, n in enumerate(counts)]
+                [
+                    _from_bytes(tokens[i].as_py(), n, stored.table.schema)
+                    for i, n in enumerate(counts)
+                ]
             )
             offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-            codes = encode(states, offsets)
-            self.store.append(
-                codes_table,
-                _codes_rows(
-                    rows.column("sample_id").to_pylist(),
-                    counts,
-                    rows.column("length").to_pylist(),
-                    codes,
-                    schema,
-                ),
-            )
+            made = to_arrow(codes.encode(states, offsets))
+            about = [rows.column(name).combine_chunks() for name in columns[:3]]
+            self._append(codes.table, [*about, *made], pa.array(np.arange(len(counts))))
             self.report.from_cache += len(counts)
             progress(len(counts))
 
 
-def _codes_rows(
-    ids: list[str], n_tokens: list[int], lengths: list[int], codes: Codes, schema: pa.Schema
-) -> pa.Table:
-    l1, indices, values = to_arrow(codes)
-    return pa.Table.from_arrays(
-        [
-            pa.array(ids, pa.string()),
-            pa.array(n_tokens, pa.int32()),
-            pa.array(lengths, pa.int32()),
-            l1,
-            indices,
-            values,
-        ],
-        schema=schema,
-    )
-
-
-def _contains(ids: pa.Array, stored: pa.Array | None) -> np.ndarray:
-    if stored is None or not len(stored):
+def _contains(ids: pa.Array, stored: pa.Array) -> np.ndarray:
+    if not len(stored):
         return np.zeros(len(ids), bool)
     return pc.is_in(ids, stored).to_numpy(zero_copy_only=False)
 
 
-def _row(codes: Codes, i: int) -> Codes:
-    start, end = int(codes.indptr[i]), int(codes.indptr[i + 1])
-    return Codes(
-        np.array([0, end - start], np.int64),
-        codes.indices[start:end],
-        codes.values[start:end],
-        codes.l1[i : i + 1],
-    )
-
-
-def _to_bytes(states: TokenStates, span: slice) -> bytes:
+def _to_binary(states: TokenStates) -> pa.Array:
+    """The samples' residual streams, one large_binary value each, without a copy a sample."""
     import torch
 
-    rows = states.states[span].cpu().contiguous()
-    return rows.view(torch.int16 if rows.dtype == torch.bfloat16 else rows.dtype).numpy().tobytes()
+    rows = states.states.cpu().contiguous()
+    raw = rows.view(torch.int16 if rows.dtype == torch.bfloat16 else rows.dtype).numpy()
+    offsets = states.offsets.astype(np.int64) * (rows.shape[1] * raw.itemsize)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(raw)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
 
 
 def _from_bytes(raw: bytes, n: int, schema: pa.Schema) -> torch.Tensor:
     import torch
 
-    width = schema.field("mean").type.list_size
+    width = int(schema.metadata[b"width"])
     kind = getattr(torch, schema.metadata[b"dtype"].decode())
     # frombuffer refuses an empty buffer, and a sample may have no counted token.
     rows = torch.frombuffer(bytearray(raw), dtype=kind) if raw else torch.zeros(0, dtype=kind)

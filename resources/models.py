@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from mona.device import resolve_device, resolve_dtype
-from mona.errors import RequestError
+from mona.errors import RequestError, WorkError
 from mona.files import DataFile, write_whole
 from mona.fingerprint import fingerprint
 from mona.hub import hub_answers, repository
@@ -28,6 +30,26 @@ if TYPE_CHECKING:
     from mona.sae import SparseAutoencoder
 
 _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model's entry as one step uses it, asked for once: the folder its weights lie in and
+    their digest, the fingerprint that names what its residual streams mean, and REPO@COMMIT of
+    what came from a hub."""
+
+    name: str
+    spec: ModelSpec
+    folder: Path
+    weights: str
+    encoder: str
+    revisions: dict[str, str]
+
+    def codes(self, sae_digest: str) -> str:
+        """Names what a code means: the encoder's fingerprint, SAE weights, K and pooling."""
+        return fingerprint(
+            encoder=self.encoder, sae=sae_digest, k=self.spec.k, pooling=self.spec.pooling
+        )
 
 
 class Models(dg.ConfigurableResource):
@@ -154,40 +176,35 @@ class Models(dg.ConfigurableResource):
         files = deciding_files(folder)
         return fingerprint(files=[[f.name, self.sources.digest(DataFile(f))] for f in files])
 
-    def encoder_fingerprint(self, name: str, model: ModelSpec) -> str:
-        """Names what a residual stream means: weights, tokenizer, template, layer, token
-        policy, max length and dtype (DESIGN: codes with different fingerprints never meet)."""
-        return fingerprint(
-            weights=self.weights_digest(name, model.language_model), **self._encoder_fields(model)
-        )
+    def resolve(self, name: str, model: ModelSpec) -> ResolvedModel:
+        """A model's entry as a step uses it. The encoder's fingerprint names what a residual
+        stream means: weights, tokenizer, template, layer, token policy, max length and dtype
+        (DESIGN: codes with different fingerprints never meet)."""
+        weights = self.weights_digest(name, model.language_model)
+        encoder = fingerprint(weights=weights, **self._encoder_fields(model))
+        folder = self.folder(name, model.language_model)
+        return ResolvedModel(name, model, folder, weights, encoder, self.revisions(model))
 
-    def codes_fingerprint(self, name: str, model: ModelSpec, sae_digest: str) -> str:
-        """Names what a code means: the encoder's fingerprint, SAE weights, K and pooling."""
-        return fingerprint(
-            encoder=self.encoder_fingerprint(name, model),
-            sae=sae_digest,
-            k=model.k,
-            pooling=model.pooling,
-        )
+    def encoder(self, model: ResolvedModel, views: Collection[str] = ()) -> Encoder:
+        """The loaded encoder, with what the dense views need of it; the last one used stays in
+        memory for the process."""
+        return _load_encoder(*self._encoder_settings(model), mlp="mlp_topk" in views)
 
-    def encoder(self, name: str, model: ModelSpec) -> Encoder:
-        """The loaded encoder; the last one used stays in memory for the process."""
-        return _load_encoder(*self._encoder_settings(name, model))
-
-    def encoder_with_neighbours(self, name: str, model: ModelSpec) -> Encoder:
+    def encoder_with_neighbours(self, model: ResolvedModel) -> Encoder:
         """An encoder that can also run the block past its layer, to compare layers."""
-        return _load_encoder(*self._encoder_settings(name, model), blocks_after=1)
+        return _load_encoder(*self._encoder_settings(model), blocks_after=1)
 
-    def _encoder_settings(self, name: str, model: ModelSpec) -> tuple[Any, ...]:
+    def _encoder_settings(self, model: ResolvedModel) -> tuple[Any, ...]:
+        spec = model.spec
         return (
-            self.folder(name, model.language_model),
-            model.layer,
-            resolve_dtype(model.dtype, resolve_device(self.device)),
+            model.folder,
+            spec.layer,
+            resolve_dtype(spec.dtype, resolve_device(self.device)),
             resolve_device(self.device),
-            model.template,
-            model.tokens,
-            model.max_length,
-            model.language_model.trust_remote_code,
+            spec.template,
+            spec.tokens,
+            spec.max_length,
+            spec.language_model.trust_remote_code,
         )
 
     def tokenizer(self, name: str, model: ModelSpec) -> Any:
@@ -214,39 +231,34 @@ class Models(dg.ConfigurableResource):
             raise RequestError(f"{where}: no folder at {folder}")
         return folder
 
-    def current_record(self, name: str) -> dict[str, Any]:
-        """The record of a model's current SAE: digest, quality, origin. RequestError when the
-        model has none yet. Imports no torch."""
-        pointer = Path(self.home) / "sae" / name / "current"
-        if not pointer.exists():
-            raise RequestError(f"model '{name}' has no SAE yet: materialise sae first")
-        folder = pointer.parent / pointer.read_text(encoding="ascii")
-        record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        return record
-
     def sae_path(self, name: str, digest: str) -> Path:
         """The folder of one of a model's SAEs."""
         return Path(self.home) / "sae" / name / digest
 
-    def current_sae(self, name: str) -> tuple[SparseAutoencoder, str]:
-        """A model's current SAE, on the device, and its digest."""
+    def sae_figures(self, name: str, digest: str) -> dict[str, Any]:
+        """What is kept beside one of a model's SAEs: quality, layer, origin. WorkError when it is
+        not there. Imports no torch."""
+        path = self.sae_path(name, digest) / "record.json"
+        if not path.is_file():
+            raise WorkError(f"{path}: the figures of the SAE are missing: materialise sae[{name}]")
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def sae(self, name: str, digest: str) -> SparseAutoencoder:
+        """One of a model's SAEs, on the device."""
         from mona.sae import SparseAutoencoder
 
-        digest = str(self.current_record(name)["digest"])
-        folder = self.sae_path(name, digest)
-        return SparseAutoencoder.load(folder, resolve_device(self.device)), digest
+        return SparseAutoencoder.load(self.sae_path(name, digest), resolve_device(self.device))
 
-    def publish_sae(self, name: str, sae: SparseAutoencoder, record: dict[str, Any]) -> str:
-        """Saves an SAE with its record, makes it the model's current one, returns its digest.
-
-        Earlier ones stay: what was made with them can still be explained.
-        """
+    def keep_sae(self, name: str, sae: SparseAutoencoder, figures: dict[str, Any]) -> str:
+        """Saves an SAE with its figures and returns its digest. Which one is a model's current
+        SAE is what its provenance record says; earlier ones stay, so that what was made with
+        them can still be explained."""
         digest = sae.digest
         target = self.sae_path(name, digest)
         if not target.exists():
             sae.save(target)
-        write_whole(target / "record.json", json.dumps({"digest": digest, **record}, indent=1))
-        write_whole(target.parent / "current", digest)
+        write_whole(target / "record.json", json.dumps({"digest": digest, **figures}, indent=1))
         return digest
 
 
@@ -261,6 +273,7 @@ def _load_encoder(
     max_length: int,
     trust_remote_code: bool,
     blocks_after: int = 0,
+    mlp: bool = False,
 ) -> Encoder:
     from mona.encoder import Encoder
 
@@ -274,4 +287,5 @@ def _load_encoder(
         max_length=max_length,
         trust_remote_code=trust_remote_code,
         blocks_after=blocks_after,
+        mlp=mlp,
     )

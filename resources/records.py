@@ -91,19 +91,6 @@ class Records(dg.ConfigurableResource):
         pointer = self._folder / "current" / f"{_file_name(asset)}"
         return pointer.read_text(encoding="ascii") if pointer.exists() else None
 
-    def read_at(self, assets: Iterable[str]) -> dict[str, str]:
-        """The digests of what is about to be read: call it before reading.
-
-        WorkError for an asset partition without a record.
-        """
-        found = {}
-        for asset in assets:
-            digest = self.current(asset)
-            if digest is None:
-                raise WorkError(f"{asset} has no provenance record: materialise it first")
-            found[asset] = digest
-        return found
-
     def publish(self, record: Record) -> str:
         """Writes a record, makes it its asset partition's current one, returns its digest."""
         body = _canonical({**asdict(record), "libraries": _libraries()})

@@ -1,7 +1,8 @@
-"""The store: named Lance tables under one root, with atomic replacement, keyed appends,
-tags that pin versions, and locks that keep two writers off one table.
+"""The store: named Lance tables under one root, with atomic replacement, appends merged on
+the key, tags that pin versions, and locks that keep two writers off one table.
 
-What the tables hold belongs to the modules that own their schemas.
+What the tables hold belongs to the modules that own their schemas; a version of a table that is
+handed to whoever reads it is `resources.table_at`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mona.errors import RequestError, WorkError
+from resources.table_at import TableAt, unreadable
 from resources.withdrawals import Withdrawals
 
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
@@ -139,10 +139,13 @@ class Store(dg.ConfigurableResource):
         return int(table.version)
 
     def append(self, name: str, rows: pa.Table) -> None:
-        """Adds rows in one commit. The caller holds the table's lock and adds new keys only."""
+        """Adds the rows whose key is not there yet, in one commit. The caller holds the table's
+        lock; the merge keeps a second writer, who can't be locked out, from doubling rows."""
         if rows.num_rows:
             with _disk_errors(name):
-                self.open(name).add(rows)
+                self.open(name).merge_insert("sample_id").when_not_matched_insert_all().execute(
+                    rows
+                )
 
     def delete(self, name: str, sample_ids: Iterable[str]) -> int:
         """Removes rows by key and returns how many keys were asked for."""
@@ -166,6 +169,23 @@ class Store(dg.ConfigurableResource):
         """Rows in the table."""
         return int(self.open(name).count_rows())
 
+    def at(self, name: str, version: int) -> TableAt:
+        """A version of a table, for reading. RequestError when there is no such table, WorkError
+        when the version is gone or can't be read."""
+        table = self.open(name)
+        with unreadable(f"table '{name}' version {version}"):
+            return TableAt(name, version, table.to_lance().checkout_version(version))
+
+    def newest(self, name: str) -> TableAt:
+        """A table as it is now, for reading: what is committed later is not seen through it."""
+        table = self.open(name)
+        with unreadable(f"table '{name}'"):
+            dataset = table.to_lance()
+            return TableAt(name, int(dataset.version), dataset)
+
+    def _at(self, name: str, version: int | None) -> TableAt:
+        return self.newest(name) if version is None else self.at(name, version)
+
     def scan(
         self,
         name: str,
@@ -175,38 +195,25 @@ class Store(dg.ConfigurableResource):
         where: str | None = None,
         batch_rows: int = 8_192,
     ) -> Iterator[pa.RecordBatch]:
-        """Batches of the chosen columns in table order, streamed; `where` is an SQL predicate."""
-        dataset = self.open(name).to_lance()
-        if version is not None:
-            dataset = dataset.checkout_version(version)
-        yield from dataset.to_batches(
-            columns=list(columns) if columns is not None else None,
-            filter=where,
-            batch_size=batch_rows,
-            scan_in_order=True,
-        )
+        """As `TableAt.scan`, of a version or the newest."""
+        yield from self._at(name, version).scan(columns, where=where, batch_rows=batch_rows)
 
-    def read(self, name: str, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
-        """The whole table at once: for tables that are small by nature."""
-        dataset_schema = self.open(name).schema
-        schema = (
-            dataset_schema
-            if columns is None
-            else pa.schema([dataset_schema.field(column) for column in columns])
-        )
-        batches = list(self.scan(name, columns, **options))
-        return (
-            pa.Table.from_batches(batches, schema=schema.remove_metadata())
-            if batches
-            else (schema.empty_table())
-        )
+    def read(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        *,
+        version: int | None = None,
+        where: str | None = None,
+    ) -> pa.Table:
+        """As `TableAt.read`, of a version or the newest."""
+        return self._at(name, version).read(columns, where=where)
 
     def sample_ids(self, name: str, *, version: int | None = None) -> pa.Array:
         """The key column, in table order; empty when the table does not exist."""
         if not self.exists(name):
             return pa.array([], pa.string())
-        batches = [batch.column(0) for batch in self.scan(name, ["sample_id"], version=version)]
-        return pa.concat_arrays(batches) if batches else pa.array([], pa.string())
+        return self._at(name, version).sample_ids
 
     def rows(
         self,
@@ -216,27 +223,8 @@ class Store(dg.ConfigurableResource):
         *,
         version: int | None = None,
     ) -> pa.Table:
-        """The rows of these keys, in the order asked for. WorkError if one is missing."""
-        wanted = pa.array(sample_ids, pa.string())
-        positions = pc.index_in(wanted, self.sample_ids(name, version=version))
-        if positions.null_count:
-            missing = sample_ids[positions.is_null().to_pylist().index(True)]
-            raise WorkError(f"table '{name}' has no row of sample {missing}")
-        return self.take(name, positions, columns, version=version)
-
-    def take(
-        self,
-        name: str,
-        positions: np.ndarray | pa.Array,
-        columns: Sequence[str],
-        *,
-        version: int | None = None,
-    ) -> pa.Table:
-        """The rows at these positions of the table's order, in the order asked for."""
-        dataset = self.open(name).to_lance()
-        if version is not None:
-            dataset = dataset.checkout_version(version)
-        return dataset.take(positions, columns=list(columns))
+        """As `TableAt.rows`, of a version or the newest."""
+        return self._at(name, version).rows(columns, sample_ids)
 
     def tag(self, name: str, tag: str, version: int) -> None:
         """Pins `version` under `tag`, so that clean-up keeps it; moving a tag is allowed."""
@@ -252,15 +240,7 @@ class Store(dg.ConfigurableResource):
 
     def files(self, name: str, version: int) -> list[str]:
         """Every file that a version refers to, as paths under the table's folder, sorted."""
-        dataset = self.open(name).to_lance().checkout_version(version)
-        # Newest first by name: lance counts manifests down from the largest 64-bit number.
-        found = {f"_versions/{2**64 - 1 - version}.manifest"}
-        for fragment in dataset.get_fragments():
-            found.update(f"data/{file.path}" for file in fragment.data_files())
-            deleted = fragment.deletion_file()
-            if deleted is not None:
-                found.add(str(deleted))
-        return sorted(found)
+        return self.at(name, version).files
 
     def open_file(self, name: str, path: str) -> Any:
         """A file of a table, for reading bytes. FileNotFoundError when it is not there."""

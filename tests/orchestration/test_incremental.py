@@ -51,11 +51,37 @@ def test_new_and_removed_rows_cost_only_themselves(
     done = project.run()
     assert forwards.take() == 2
     after = codes_by_id(project, "codes.fruit.")
-    assert len(after) == 121
-    assert len(before.keys() - after.keys()) == 1
-    assert all(after[key] == before[key] for key in before.keys() & after.keys())
+    pool = set(project.store.sample_ids("pool.fruit").to_pylist())
+    (left,) = before.keys() - pool
+    # The row that left keeps its code: a file that comes back costs nothing.
+    assert after.keys() == pool | {left}
+    assert all(after[key] == before[key] for key in before)
     assert "raw_pool[verse]" in done.fresh
     assert "sae[tiny]" in done.fresh  # a refreshed pool does not retrain
+
+
+def test_a_row_that_left_is_never_chosen_and_comes_back_for_nothing(
+    project: Project, forwards: ForwardCount
+) -> None:
+    project.settings["recipes"] |= {
+        "everything": {"budget": {"share": 1.0}},
+        "random": {"selector": "random", "budget": {"share": 1.0}},
+    }
+    rows = project.rows("fruit")
+    project.run(datasets=("fruit",))
+    project.write_rows("fruit", rows[20:])
+    project.run(datasets=("fruit",))
+    pool = set(project.store.sample_ids("pool.fruit").to_pylist())
+    assert len(pool) == len(rows) - 20
+    for owner in ("adding.everything", "controls.random"):
+        chosen = project.store.sample_ids(f"selection.{owner}.fruit.tiny").to_pylist()
+        assert sorted(chosen) == sorted(pool)
+    forwards.take()
+    project.write_rows("fruit", rows)
+    project.run(datasets=("fruit",))
+    assert forwards.take() == 0
+    chosen = project.store.sample_ids("selection.adding.everything.fruit.tiny").to_pylist()
+    assert len(chosen) == len(rows)
 
 
 def test_reordered_file_changes_nothing_downstream(

@@ -12,12 +12,23 @@ from dagster._core.event_api import PartitionKeyFilter
 
 from assets.keys import ACTIVATIONS, SAE, SAE_CODES, selection
 from mona.codes import from_arrow
+from mona.sae import SparseAutoencoder
 from orchestration.definitions import build_resources
 from orchestration.home import open_instance
 from tests.orchestration.conftest import Project, sums
 from tests.orchestration.test_incremental import codes_by_id
 
 FOUR = {"fruit|tiny", "fruit|other", "verse|tiny", "verse|other"}
+
+
+def sae_digest(project: Project, model: str) -> str:
+    """Which SAE is a model's, as its record says."""
+    records = build_resources(project.config)["records"]
+    return str(records.get(records.current(f"sae[{model}]")).about["sae"])
+
+
+def current_sae(project: Project, model: str) -> SparseAutoencoder:
+    return build_resources(project.config)["shelf"].sae(model, sae_digest(project, model))
 
 
 def mean(codes: list[dict[int, float]]) -> dict[int, float]:
@@ -82,7 +93,7 @@ def eleuther_copy(project: Project, model: str) -> str:
     """A model's trained SAE written as EleutherAI's sparsify writes one."""
     from safetensors.torch import save_file
 
-    sae, _ = build_resources(project.config)["shelf"].current_sae(model)
+    sae = current_sae(project, model)
     folder = project.root / "eleuther" / "layers.4"
     folder.mkdir(parents=True)
     tensors = {
@@ -116,7 +127,9 @@ def test_a_pretrained_sae_is_read_and_a_layer_off_by_one_is_seen(
     }
     project.settings["models"]["loaded"] = loaded
     project.run(datasets=("fruit",), models=("loaded",), upto="sae_codes")
-    record = build_resources(project.config)["shelf"].current_record("loaded")
+    record = build_resources(project.config)["shelf"].sae_figures(
+        "loaded", sae_digest(project, "loaded")
+    )
     by_layer = {int(layer): fvu for layer, fvu in record["fvu_by_layer"].items()}
     assert min(by_layer, key=lambda layer: by_layer[layer]) == 4
     assert sorted(by_layer) == ([3, 4, 5] if fits else [2, 3, 4])
@@ -143,7 +156,7 @@ def test_a_pinned_sae_is_judged_on_the_rows_just_added(project: Project) -> None
     assert found.severity == dg.AssetCheckSeverity.WARN
 
     # The same figure from the cached tokens of the five rows, by the formula.
-    sae, _ = build_resources(project.config)["shelf"].current_sae("tiny")
+    sae = current_sae(project, "tiny")
     rows = project.store.read(project.table("activations.fruit."), ["sample_id", "tokens"])
     streams = [
         np.frombuffer(row["tokens"], np.float32).reshape(-1, sae.d).astype(np.float64)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from mona.errors import RequestError, WorkError
-from resources.encodings import KEY_FIELD
+from resources.encoding_tables import KEY_FIELD
 from resources.store import Store
 
 SCHEMA = pa.schema([KEY_FIELD, pa.field("n", pa.int32())], metadata={b"fingerprint": b"one"})

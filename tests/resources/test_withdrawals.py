@@ -10,7 +10,7 @@ import pytest
 from lance.file import LanceFileReader
 
 from mona.errors import WorkError
-from resources.encodings import KEY_FIELD
+from resources.encoding_tables import KEY_FIELD
 from resources.purge import remove_rest, rewrite, rows_ever, rows_with, versions
 from resources.records import Record, Records, sealed
 from resources.store import Store
