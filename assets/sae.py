@@ -188,7 +188,14 @@ def _load(name: str, model: ModelSpec, shelf: Models) -> "tuple[SparseAutoencode
     spec = model.sae.load
     assert spec is not None
     where = f"models.{name}.sae.load"
-    loaded = load_pretrained(spec, shelf.sae_folder(spec, where))
+    encoder = shelf.encoder(name, model)
+    loaded = load_pretrained(
+        spec,
+        shelf.sae_folder(spec, where),
+        layer=encoder.layer,
+        width=encoder.width,
+        layer_norm=encoder.uses_layer_norm,
+    )
     origin = {"loaded from": spec.model_dump(mode="json", exclude_none=True, exclude={"path"})}
     return loaded, origin
 

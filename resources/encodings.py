@@ -332,14 +332,14 @@ class Encodings:
     ) -> _Encoded:
         """Runs the window; the residual streams of `wanted` positions go into `keep_states`."""
         from mona.encoder import plan_batches
-        from mona.views import dense_views, token_norms
+        from mona.views import VIEWS, dense_views, token_norms
 
         rows = [row for _, row in window]
         made: dict[int, dict[str, Any]] = {}
         keep_tokens = self.caches_tokens
         for batch in plan_batches([len(row.ids) for row in rows], self.engine.forward_tokens):
             states = self.encoder.forward([rows[i] for i in batch])
-            views = dense_views(states)
+            views = dense_views(states, VIEWS)
             norms = token_norms(states)
             codes = encode(states.states, states.offsets) if encode is not None else None
             self.report.padded_tokens += len(batch) * max(len(rows[i].ids) for i in batch)

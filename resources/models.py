@@ -261,6 +261,7 @@ def _load_encoder(
     max_length: int,
     trust_remote_code: bool,
     blocks_after: int = 0,
+    mlp: bool = True,
 ) -> Encoder:
     from mona.encoder import Encoder
 
@@ -274,4 +275,5 @@ def _load_encoder(
         max_length=max_length,
         trust_remote_code=trust_remote_code,
         blocks_after=blocks_after,
+        mlp=mlp,
     )
