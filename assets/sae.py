@@ -117,7 +117,7 @@ def _make(
         made = _train(model, sample, read, store, engine)
         origin: dict[str, Any] = {"trained on": spec.train.datasets}
     else:
-        made, origin = _load(model, shelf)
+        made, origin = _load(model, views, shelf)
     quality = measure(made, sample.held_out, model.spec.k)
     if spec.load is not None:
         layers = _layer_fvus(model, made, sample, shelf)
@@ -207,12 +207,21 @@ def _train(
         )
 
 
-def _load(model: ResolvedModel, shelf: Models) -> "tuple[SparseAutoencoder, dict[str, Any]]":
+def _load(
+    model: ResolvedModel, views: Sequence[str], shelf: Models
+) -> "tuple[SparseAutoencoder, dict[str, Any]]":
     from mona.sae_formats import load_pretrained
 
     spec = model.spec.sae.load
     assert spec is not None
-    loaded = load_pretrained(spec, shelf.sae_folder(spec, f"models.{model.name}.sae.load"))
+    encoder = shelf.encoder(model, views)
+    loaded = load_pretrained(
+        spec,
+        shelf.sae_folder(spec, f"models.{model.name}.sae.load"),
+        layer=encoder.layer,
+        width=encoder.width,
+        layer_norm=encoder.uses_layer_norm,
+    )
     origin = {"loaded from": spec.model_dump(mode="json", exclude_none=True, exclude={"path"})}
     return loaded, origin
 

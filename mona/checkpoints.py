@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mona.errors import RequestError, WorkError
+from mona.errors import RequestError, WorkError, sentence
 from mona.files import file_digest
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def prepare_gguf(gguf: Path, out: Path) -> None:
     Weights are stored as float32: a dequantised value (scale x integer + offset) seldom fits
     16 bits, so this keeps the model that was given, and what dtype it runs in stays the
     encoder's choice. `out` appears complete or not at all; if another process made it
-    meanwhile, that one stays. Raises RequestError if the file is missing or is no GGUF model,
-    WorkError naming the tensor if a weight is not finite.
+    meanwhile, that one stays. Raises RequestError if the file is missing or is no GGUF model
+    that the library reads, WorkError naming the tensor if a weight is not finite.
     """
     if not gguf.is_file():
         raise RequestError(f"{gguf}: no such file")
@@ -106,12 +106,14 @@ def prepare_gguf(gguf: Path, out: Path) -> None:
         if stream.read(4) != b"GGUF":
             raise RequestError(f"{gguf}: not a GGUF file")
 
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     quiet_transformers()
-    source = {"gguf_file": gguf.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    try:
+        model, tokenizer = _read_gguf(gguf)
+    except MemoryError:
+        raise
+    # Whatever the libraries raise while they read a user's file is a fault of that file.
+    except Exception as error:
+        raise RequestError(f"{gguf}: no GGUF model that can be read: {sentence(error)}") from error
     refuse_nan(model, str(gguf))
     # save_pretrained refuses a model that says it is quantised; its weights no longer are.
     settings = model.config.to_dict()
@@ -121,7 +123,18 @@ def prepare_gguf(gguf: Path, out: Path) -> None:
 
     with published_folder(out) as partial:
         plain.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"gguf_file": gguf.name, "local_files_only": True}
+    # The tokenizer first: it is read sooner, and a damaged file mostly shows in it.
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    return model, tokenizer
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """The language model as an encoder: residual streams of one layer for batches of samples.
 
-The model is cut after the blocks that the layer needs; the final norm and the LM head never
-run. Which tokens count is `mona.tokens`; what becomes of the streams is `mona.sae` and
-`mona.views`.
+The model is cut after the blocks that the layer needs; the LM head never runs. What a folder
+must be is `mona.model_check`, where the modules are `mona.architecture`; which tokens count is
+`mona.tokens`; what becomes of the streams is `mona.sae` and `mona.views`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from mona.architecture import (
+    find_decoder,
+    gated_down_projection,
+    same_beginning,
+    skeleton,
+    uses_layer_norm,
+    with_attention,
+)
 from mona.bfloat16 import bfloat16_products
-from mona.checkpoints import deciding_files, quiet_transformers, refuse_nan
-from mona.errors import RequestError, WorkError
+from mona.checkpoints import refuse_nan
+from mona.errors import RequestError, WorkError, sentence
+from mona.model_check import absolute_layer, inspect_model
 from mona.spec import Template, TokenPolicy
 from mona.tokens import Renderer, Tokenised
 
@@ -29,11 +38,12 @@ class TokenStates:
     """The counted tokens of a batch of S samples, concatenated in batch order.
 
     states: [T, width] in the encoder's dtype; mlp: [T, mlp_width], the gated-MLP activations
-    act(gate) * up of the layer's block; offsets: int64 [S + 1].
+    act(gate) * up of the layer's block, or None where they were not asked for; offsets: int64
+    [S + 1].
     """
 
     states: Tensor
-    mlp: Tensor
+    mlp: Tensor | None
     offsets: np.ndarray
 
 
@@ -51,36 +61,42 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def absolute_layer(layer: int, blocks: int) -> int:
-    """The number of blocks that produce hidden_states[layer] of a model with `blocks` blocks.
-
-    hidden_states has blocks + 1 entries, the embedding first; -2 is the output of the
-    penultimate block. RequestError outside 1..blocks.
-    """
-    absolute = layer if layer >= 0 else blocks + 1 + layer
-    if not 1 <= absolute <= blocks:
-        raise RequestError(f"layer {layer} is outside the model: 1 to {blocks}, or {-blocks} to -1")
-    return absolute
-
-
 class Encoder:
     """A truncated causal language model with its renderer."""
 
-    def __init__(self, backbone: Any, renderer: Renderer, layer: int, device: str) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        blocks: nn.ModuleList,
+        embedding: nn.Module,
+        renderer: Renderer,
+        layer: int,
+        device: str,
+        mlp: bool,
+    ) -> None:
         self.backbone = backbone
+        self.blocks = blocks
+        # Runs once a forward pass.
+        self.embedding: Any = embedding
         self.renderer = renderer
         self.layer = layer
         self.device = torch.device(device)
         self.width = int(backbone.config.hidden_size)
+        self.mlp_width = 0
         self._seen: dict[int, Tensor] = {}
         self._mlp: Tensor | None = None
         self._wanted: frozenset[int] = frozenset({layer})
-        blocks = _blocks(backbone)
         for index, block in enumerate(blocks, start=1):
             block.register_forward_hook(self._keep_output(index))
-        down = _down_projection(blocks[layer - 1])
-        self.mlp_width = int(down.in_features)
-        down.register_forward_pre_hook(self._keep_mlp)
+        if mlp:
+            down = gated_down_projection(blocks[layer - 1])
+            if down is None:
+                raise RequestError(
+                    f"representation 'mlp_topk' reads a gated MLP; "
+                    f"{type(blocks[layer - 1]).__name__} has none"
+                )
+            self.mlp_width = int(down.in_features)
+            down.register_forward_pre_hook(self._keep_mlp)
 
     @classmethod
     def load(
@@ -95,63 +111,60 @@ class Encoder:
         max_length: int,
         trust_remote_code: bool = False,
         blocks_after: int = 0,
+        mlp: bool = False,
     ) -> Encoder:
         """The encoder of a model folder at `layer` (an index into hidden_states).
 
         `dtype` is float32 or bfloat16, `device` cpu or cuda; `blocks_after` keeps that many
-        blocks past the layer where the model has them, for `forward_layers`.
-        """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        blocks past the layer where the model has them, for `forward_layers`; `mlp` also keeps
+        the activations of the layer's gated MLP.
 
-        quiet_transformers()
-        deciding_files(folder)
+        Raises RequestError, in one line, on the first fault of `mona.model_check` and on
+        whatever the library says when it can't load the weights; WorkError on NaN weights.
+        """
         if device == "cuda" and not torch.cuda.is_available():
             raise RequestError("device cuda: torch sees no CUDA device here")
-        options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+        found = inspect_model(
+            folder, layer=layer, max_length=max_length, mlp=mlp, trust_remote_code=trust_remote_code
+        )
+        if found.faults:
+            raise RequestError(found.faults[0])
+        kept = absolute_layer(layer, found.blocks)
+        last = min(found.blocks, kept + blocks_after)
         try:
-            config = AutoConfig.from_pretrained(folder, **options)
-            text = config.get_text_config()
-            kept = absolute_layer(layer, text.num_hidden_layers)
-            text.num_hidden_layers = min(text.num_hidden_layers, kept + blocks_after)
-            if getattr(text, "layer_types", None):
-                text.layer_types = text.layer_types[: text.num_hidden_layers]
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                attn_implementation="sdpa",
-                output_loading_info=True,
-                **options,
-            )
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RequestError(f"{folder}: the model does not load: {first}") from error
-        model, loading = loaded
+            config = _cut(found.config, found.skeleton, last, trust_remote_code)
+            model, loading = _load_weights(folder, config, dtype, trust_remote_code)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        # Whatever the library raises while it reads a user's model is a fault of that model.
+        except Exception as error:
+            raise RequestError(f"{folder}: the model does not load: {sentence(error)}") from error
         if loading["missing_keys"]:
             # transformers would fill them with random values.
             raise RequestError(f"{folder}: no weights for tensor '{min(loading['missing_keys'])}'")
         refuse_nan(model, str(folder))
-        backbone = model.get_decoder()
-        backbone.norm = nn.Identity()
+        embedding = model.get_input_embeddings()
+        backbone, blocks = find_decoder(model, config.get_text_config().num_hidden_layers)
+        del blocks[last:]
         backbone.eval().requires_grad_(False).to(device)
-        return cls(backbone, Renderer(tokenizer, template, policy, max_length), kept, device)
-
-    @property
-    def embedding(self) -> nn.Module:
-        """The embedding layer: it runs once a forward pass."""
-        return self.backbone.get_input_embeddings()
+        renderer = Renderer(found.tokenizer, template, policy, max_length)
+        return cls(backbone, blocks, embedding, renderer, kept, device, mlp)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of weights and residual streams."""
-        return self.backbone.get_input_embeddings().weight.dtype
+        dtype: torch.dtype = self.embedding.weight.dtype
+        return dtype
+
+    @property
+    def uses_layer_norm(self) -> bool:
+        """Whether the model's blocks normalise with LayerNorm and not RMSNorm."""
+        return uses_layer_norm(self.blocks[self.layer - 1])
 
     @property
     def neighbours(self) -> list[int]:
         """The layer with those beside it that this encoder has blocks for."""
-        last = len(_blocks(self.backbone))
+        last = len(self.blocks)
         return [i for i in (self.layer - 1, self.layer, self.layer + 1) if 1 <= i <= last]
 
     @torch.inference_mode()
@@ -174,9 +187,12 @@ class Encoder:
             torch.cuda.empty_cache()
         half = len(batch) // 2
         first, second = self.forward(batch[:half]), self.forward(batch[half:])
+        both = None
+        if first.mlp is not None and second.mlp is not None:
+            both = torch.cat([first.mlp, second.mlp])
         return TokenStates(
             torch.cat([first.states, second.states]),
-            torch.cat([first.mlp, second.mlp]),
+            both,
             np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
         )
 
@@ -196,10 +212,9 @@ class Encoder:
     def _forward(self, batch: Sequence[Tokenised]) -> TokenStates:
         counted = self._run(batch)
         counts = [int(row.counted.sum()) for row in batch]
-        assert self._mlp is not None
         made = TokenStates(
             self._seen.pop(self.layer)[counted],
-            self._mlp[counted],
+            self._mlp[counted] if self._mlp is not None else None,
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         )
         self._mlp = None
@@ -213,17 +228,29 @@ class Encoder:
         for i, row in enumerate(batch):
             ids[i, : len(row.ids)] = row.ids
             counted[i, : len(row.ids)] = row.counted
+        rows = len(self.embedding.weight)
+        if ids.size and int(ids.max()) >= rows:
+            raise RequestError(
+                f"tokenizer and model disagree: a sample has token id {int(ids.max())}, but the "
+                f"embedding has {rows} rows"
+            )
         # Padding is on the right and attention is causal, so a real token never sees padding:
         # without a mask the fused causal kernel is used.
         inputs = torch.from_numpy(ids).to(self.device)
         with bfloat16_products(self.device.type, self.dtype):
             self.backbone(input_ids=inputs, use_cache=False)
+        for stream in self._seen.values():
+            if tuple(stream.shape) != (*ids.shape, self.width):
+                raise RequestError(
+                    f"{type(self.backbone).__name__}'s blocks give {list(stream.shape)}, no "
+                    f"residual stream of width {self.width} a token"
+                )
         return torch.from_numpy(counted).to(self.device)
 
     def _keep_output(self, index: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if index in self._wanted:
-                self._seen[index] = output[0] if isinstance(output, tuple) else output
+                self._seen[index] = output[0] if isinstance(output, tuple | list) else output
 
         return hook
 
@@ -231,19 +258,46 @@ class Encoder:
         self._mlp = inputs[0]
 
 
-def _blocks(backbone: nn.Module) -> nn.ModuleList:
-    """The transformer blocks, under the names decoders give them."""
-    for name in ("layers", "h", "blocks"):
-        found = getattr(backbone, name, None)
-        if isinstance(found, nn.ModuleList):
-            return found
-    raise RequestError(f"the blocks of {type(backbone).__name__} are not where they are known")
+def _cut(config: Any, whole: Any, last: int, trust_remote_code: bool) -> Any:
+    """`config` with `last` blocks, where the model is then the `whole` one's beginning.
+
+    Else `config` itself: what a block is may depend on how many there are (Gemma 3n's last ones
+    share keys and values), or the configuration does not bear the change. Then all blocks are
+    loaded, and cut afterwards.
+    """
+    blocks = config.get_text_config().num_hidden_layers
+    if last == blocks:
+        return config
+    cut = copy.deepcopy(config)
+    text = cut.get_text_config()
+    try:
+        text.num_hidden_layers = last
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:last]
+        short = skeleton(cut, trust_remote_code)
+        kept = find_decoder(short, last)[1]
+    except Exception:  # of a library's own kind; the uncut model shows a fault that is real
+        return config
+    return cut if same_beginning(short, kept, whole, find_decoder(whole, blocks)[1]) else config
 
 
-def _down_projection(block: nn.Module) -> nn.Linear:
-    """The projection whose input is act(gate) * up, by the names that gated MLPs use."""
-    for name in ("down_proj", "w2", "dense_4h_to_h", "fc2", "c_proj"):
-        found = [m for n, m in block.named_modules() if n.endswith(f"mlp.{name}")]
-        if found and isinstance(found[0], nn.Linear):
-            return found[0]
-    raise RequestError(f"{type(block).__name__} has no MLP projection this encoder knows")
+def _load_weights(
+    folder: Path, config: Any, dtype: str, trust_remote_code: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The causal language model, and what transformers says of its loading."""
+    from transformers import AutoModelForCausalLM
+
+    def build(attention: dict[str, str]) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=copy.deepcopy(config),  # a refused attempt leaves its attention in it
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            **attention,
+        )
+
+    loaded: tuple[Any, dict[str, Any]] = with_attention(build)
+    return loaded

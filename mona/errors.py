@@ -17,3 +17,12 @@ class WorkError(MonaError):
 
 class PassingError(WorkError):
     """A failure that may pass by itself: a hub or an index that did not answer."""
+
+
+def sentence(error: BaseException, longest: int = 300) -> str:
+    """What a library said, as one line of at most `longest` characters: its message, with the
+    kind of the error where the message alone would not say what is wrong."""
+    said = " ".join(str(error).split())
+    if not said or isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
+        said = f"{type(error).__name__}: {said}".rstrip(": ")
+    return said if len(said) <= longest else said[: longest - 3] + "..."

@@ -23,7 +23,7 @@ from mona.codes import Codes, concatenate, from_rows
 from mona.errors import RequestError, WorkError
 
 Activation = Literal["topk", "jumprelu", "relu"]
-InputNorm = Literal["none", "constant_norm_rescale", "layer_norm"]
+InputNorm = Literal["none", "centre", "constant_norm_rescale", "layer_norm"]
 
 WEIGHTS_FILE = "sae.safetensors"
 RECORD_FILE = "sae.json"
@@ -56,8 +56,8 @@ class SparseAutoencoder:
     activation: "topk" keeps the `k` largest pre-activations and applies ReLU; "jumprelu" applies
     ReLU to pre-activations above `threshold` [d_sae]; "relu" applies ReLU alone.
     apply_b_dec_to_input: the encoder reads x - b_dec. input_norm: what is done to x before that,
-    and undone after decoding: "constant_norm_rescale" scales x to norm sqrt(d), "layer_norm"
-    standardises it.
+    and undone after decoding: "centre" takes off x's mean over d, "constant_norm_rescale" scales
+    x to norm sqrt(d), "layer_norm" standardises it.
 
     Decoder norms and gates of other projects' SAEs are folded into these tensors on reading.
     """
@@ -310,6 +310,9 @@ class SparseAutoencoder:
         if self.input_norm == "constant_norm_rescale":
             scale = (states.norm(dim=1, keepdim=True) / self.d**0.5).clamp(min=tiny)
             return states / scale, 0.0, scale
+        if self.input_norm == "centre":
+            shift = states.mean(dim=1, keepdim=True)
+            return states - shift, shift, 1.0
         if self.input_norm == "layer_norm":
             shift = states.mean(dim=1, keepdim=True)
             spread = (states - shift).std(dim=1, keepdim=True)

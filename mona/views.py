@@ -3,6 +3,8 @@ with (paper, table 8)."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,32 +15,45 @@ from mona.errors import WorkError
 MLP_TOP_K = 192
 
 
-def dense_views(batch: TokenStates) -> dict[str, np.ndarray]:
-    """float16 views of S samples; a sample without counted tokens has rows of zeros.
+VIEWS = ("mean", "weighted_mean", "mlp_topk")
+
+
+def dense_views(batch: TokenStates, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """The float16 views of S samples that `wanted` names, of VIEWS; a sample without counted
+    tokens has rows of zeros.
 
     mean [S, width]: the mean over counted tokens. weighted_mean [S, width]: weights
     proportional to 1..n over the sample's counted tokens. mlp_topk [S, mlp_width]: each
     token's MLP_TOP_K largest |gated-MLP activations|, averaged over tokens.
+
+    Raises WorkError on a wanted view that is not finite or does not fit float16 (dense means of
+    large models may not), and ValueError on one that is no view or whose input is not there.
     """
+    unknown = set(wanted) - set(VIEWS)
+    if unknown:
+        raise ValueError(f"no dense view: {min(unknown)}")
     counts = np.diff(batch.offsets)
     samples = len(counts)
     owner = torch.from_numpy(np.repeat(np.arange(samples), counts)).to(batch.states.device)
     size = torch.from_numpy(np.maximum(counts, 1)).to(batch.states.device).float()
-    position = torch.from_numpy(
-        np.concatenate([np.arange(1, n + 1) for n in counts] or [np.zeros(0)]).astype(np.float32)
-    ).to(batch.states.device)
-    states = batch.states.float()
-    magnitude = batch.mlp.float().abs()
-    top = torch.topk(magnitude, min(MLP_TOP_K, magnitude.shape[1]), dim=1, sorted=False)
-    kept = torch.zeros_like(magnitude).scatter_(1, top.indices, top.values)
-    total = size * (size + 1) / 2
-    return {
-        "mean": _float16(_sums(states, owner, samples) / size[:, None], "mean"),
-        "weighted_mean": _float16(
-            _sums(states * position[:, None], owner, samples) / total[:, None], "weighted_mean"
-        ),
-        "mlp_topk": _float16(_sums(kept, owner, samples) / size[:, None], "mlp_topk"),
-    }
+    views: dict[str, np.ndarray] = {}
+    if "mean" in wanted:
+        sums = _sums(batch.states.float(), owner, samples)
+        views["mean"] = _float16(sums / size[:, None], "mean")
+    if "weighted_mean" in wanted:
+        position = np.concatenate([np.arange(1, n + 1) for n in counts] or [np.zeros(0)])
+        weight = torch.from_numpy(position.astype(np.float32)).to(batch.states.device)
+        sums = _sums(batch.states.float() * weight[:, None], owner, samples)
+        total = size * (size + 1) / 2
+        views["weighted_mean"] = _float16(sums / total[:, None], "weighted_mean")
+    if "mlp_topk" in wanted:
+        if batch.mlp is None:
+            raise ValueError("mlp_topk needs an encoder loaded with mlp=True")
+        magnitude = batch.mlp.float().abs()
+        top = torch.topk(magnitude, min(MLP_TOP_K, magnitude.shape[1]), dim=1, sorted=False)
+        kept = torch.zeros_like(magnitude).scatter_(1, top.indices, top.values)
+        views["mlp_topk"] = _float16(_sums(kept, owner, samples) / size[:, None], "mlp_topk")
+    return views
 
 
 def token_norms(batch: TokenStates) -> np.ndarray:
