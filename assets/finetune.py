@@ -33,6 +33,7 @@ from mona.errors import WorkError
 from mona.fingerprint import fingerprint
 from mona.sample import from_records
 from mona.spec import LanguageModel, ModelSpec, RecipeSpec
+from mona.tokens import RENDERING_VERSION
 from resources.engine import Engine, progress_bar
 from resources.models import Models
 from resources.records import Record, Records, folder_files
@@ -87,7 +88,7 @@ def _finetune(
         partitions_def=partitions.dataset_model,
         deps=[dg.AssetDep(subset), by_model(model_entry("weights"))],
         group_name=owner,
-        code_version=fingerprint(code="1", finetune=settings),
+        code_version=fingerprint(code="1", finetune=settings, rendering=RENDERING_VERSION),
         pool=GPU_POOL,
         description=f"The model tuned on what '{recipe_name}' chose, and what went into it.",
     )
@@ -121,6 +122,7 @@ def _finetune(
             subset=digest,
             base=base_digest,
             settings=settings,
+            rendering=RENDERING_VERSION,
             device=engine.resolved_device,
             processes=engine.processes,
         )
@@ -197,6 +199,13 @@ def _finetune(
             metadata={
                 "dagster/row_count": report.samples,
                 "samples without a token to learn": report.skipped,
+                "samples set aside": sum(report.set_aside.values()),
+                "reasons of those set aside": table(
+                    [
+                        {"reason": reason, "samples": count}
+                        for reason, count in sorted(report.set_aside.items())
+                    ]
+                ),
                 "truncated samples": report.truncated,
                 "tokens learned a pass": report.learned_tokens,
                 "optimiser steps": report.steps,

@@ -213,7 +213,7 @@ def _layer_fvus(
         table = sample.encodings[pool].population.samples_table
         row = store.take(table, [int(position)], ["messages"]).column("messages")[0].as_py()
         messages.append(from_records(row))
-    rows = encoder.renderer.render_batch(messages)
+    rows = [encoder.renderer.render(conversation) for conversation in messages]
     batches = (
         encoder.forward_layers([rows[i] for i in batch], encoder.neighbours)
         for batch in plan_batches([len(row.ids) for row in rows], 1_024)

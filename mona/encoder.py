@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mona.bfloat16 import bfloat16_products
 from mona.checkpoints import deciding_files, quiet_transformers, refuse_nan
 from mona.errors import RequestError, WorkError
-from mona.spec import Template, TokenPolicy
+from mona.spec import SystemTurns, Template, TokenPolicy
 from mona.tokens import Renderer, Tokenised
 
 
@@ -94,6 +94,7 @@ class Encoder:
         policy: TokenPolicy,
         max_length: int,
         trust_remote_code: bool = False,
+        system: SystemTurns = "keep",
         blocks_after: int = 0,
     ) -> Encoder:
         """The encoder of a model folder at `layer` (an index into hidden_states).
@@ -136,7 +137,8 @@ class Encoder:
         backbone = model.get_decoder()
         backbone.norm = nn.Identity()
         backbone.eval().requires_grad_(False).to(device)
-        return cls(backbone, Renderer(tokenizer, template, policy, max_length), kept, device)
+        renderer = Renderer(tokenizer, template, policy, max_length, system)
+        return cls(backbone, renderer, kept, device)
 
     @property
     def embedding(self) -> nn.Module:

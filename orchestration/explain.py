@@ -163,7 +163,7 @@ def _contexts(
     encoder = shelf.encoder(name, model)
     sae = SparseAutoencoder.load(shelf.sae_path(name, digest), encoder.device)
     ids = list(wanted)
-    rows = encoder.renderer.render_batch([from_records(messages[i]) for i in ids])
+    rows = [encoder.renderer.render(from_records(messages[i])) for i in ids]
     found: dict[tuple[str, int], Context] = {}
     for batch in plan_batches([len(row.ids) for row in rows], _BATCH_TOKENS):
         made = encoder.forward([rows[i] for i in batch])

@@ -20,7 +20,15 @@ from mona.errors import RequestError
 from mona.files import DataFile, write_whole
 from mona.fingerprint import fingerprint
 from mona.hub import hub_answers, repository
-from mona.spec import LanguageModel, ModelSpec, PretrainedSae, Template, TokenPolicy
+from mona.spec import (
+    LanguageModel,
+    ModelSpec,
+    PretrainedSae,
+    SystemTurns,
+    Template,
+    TokenPolicy,
+)
+from mona.tokens import RENDERING_VERSION
 from resources.sources import Sources, local_files
 
 if TYPE_CHECKING:
@@ -72,6 +80,8 @@ class Models(dg.ConfigurableResource):
             "layer": model.layer,
             "dtype": resolve_dtype(model.dtype, resolve_device(self.device)),
             "template": model.template,
+            "system": model.system,
+            "rendering": RENDERING_VERSION,
             "max_length": model.max_length,
             "tokens": model.tokens.model_dump(mode="json"),
         }
@@ -188,6 +198,7 @@ class Models(dg.ConfigurableResource):
             model.tokens,
             model.max_length,
             model.language_model.trust_remote_code,
+            model.system,
         )
 
     def tokenizer(self, name: str, model: ModelSpec) -> Any:
@@ -260,6 +271,7 @@ def _load_encoder(
     policy: TokenPolicy,
     max_length: int,
     trust_remote_code: bool,
+    system: SystemTurns,
     blocks_after: int = 0,
 ) -> Encoder:
     from mona.encoder import Encoder
@@ -273,5 +285,6 @@ def _load_encoder(
         policy=policy,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
+        system=system,
         blocks_after=blocks_after,
     )
