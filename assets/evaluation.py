@@ -31,8 +31,17 @@ from assets.step import finished
 from assets.targets import examples_table, test_rows_table
 from mona.device import resolve_dtype
 from mona.fingerprint import fingerprint
-from mona.spec import EvaluationSpec, ModelSpec, RecipeSpec, TargetSpec, TokenPolicy
+from mona.spec import (
+    EvaluationSpec,
+    ModelSpec,
+    RecipeSpec,
+    SystemTurns,
+    TargetSpec,
+    Template,
+    TokenPolicy,
+)
 from mona.targets import TargetRow, from_table
+from mona.tokens import RENDERING_VERSION, Renderer
 from resources.engine import Engine, progress_bar
 from resources.models import Models
 from resources.records import Records
@@ -100,6 +109,7 @@ def _evaluation(
     trained = recipe.selector != "none"
     tuned_key = finetune(owner(target, recipe), recipe_name)
     template = recipe.finetune.template if recipe.finetune is not None else "chat"
+    system = recipe.finetune.system if recipe.finetune is not None else "keep"
 
     @dg.asset(
         key=key,
@@ -109,7 +119,9 @@ def _evaluation(
             dg.AssetDep(tuned_key) if trained else by_model(model_entry("weights")),
         ],
         group_name=target,
-        code_version=fingerprint(code="1", evaluation=settings.model_dump(mode="json")),
+        code_version=fingerprint(
+            code="1", evaluation=settings.model_dump(mode="json"), rendering=RENDERING_VERSION
+        ),
         pool=GPU_POOL,
         description=f"The metrics of recipe '{recipe_name}' on the test rows of '{target}'.",
     )
@@ -158,7 +170,9 @@ def _evaluation(
             scratch = store.folder("scratch", f"evaluation.{version}")
             about = f"measuring {recipe_name} on {target}"
             found = _answers(network, tokenizer, spec, test, shots, settings, scratch, about)
-            loss = _loss(network, tokenizer, template, test, settings, model.max_length, about)
+            loss = _loss(
+                network, tokenizer, (template, system), test, settings, model.max_length, about
+            )
             store.replace(name, _results(found, loss).to_batches(), RESULTS_SCHEMA)
             result = finished(
                 read,
@@ -244,7 +258,7 @@ def _answers(
 def _loss(
     network: Any,
     tokenizer: Any,
-    template: Any,
+    rendering: tuple[Template, SystemTurns],
     test: Sequence[TargetRow],
     settings: EvaluationSpec,
     max_length: int,
@@ -253,12 +267,12 @@ def _loss(
     """The held-out loss; of no rows where none has an answer."""
     from mona.evaluation.draw import draw_rows
     from mona.evaluation.loss import HeldOutLoss, held_out_loss
-    from mona.tokens import Renderer
 
+    template, system = rendering
     if not any(row.messages[-1].role == "assistant" for row in test):
         return HeldOutLoss([], np.zeros(0), np.zeros(0, np.int64))
     rows = draw_rows(test, settings.loss_rows or settings.rows, settings.seed)
-    renderer = Renderer(tokenizer, template, TokenPolicy(), max_length)
+    renderer = Renderer(tokenizer, template, TokenPolicy(), max_length, system)
     with progress_bar(f"{about}: held-out loss", len(rows), "rows") as advance:
         return held_out_loss(network, renderer, rows, progress=advance)
 

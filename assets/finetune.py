@@ -35,6 +35,7 @@ from mona.errors import WorkError
 from mona.fingerprint import fingerprint
 from mona.sample import from_records
 from mona.spec import FinetuneSpec, LanguageModel, ModelSpec, RecipeSpec
+from mona.tokens import RENDERING_VERSION
 from mona.tuned import tuned_digest
 from resources.engine import Engine, progress_bar
 from resources.models import Models
@@ -94,7 +95,7 @@ def _finetune(
         partitions_def=partitions.dataset_model,
         deps=[dg.AssetDep(subset), by_model(model_entry("weights"))],
         group_name=owner,
-        code_version=fingerprint(code="1", finetune=settings),
+        code_version=fingerprint(code="1", finetune=settings, rendering=RENDERING_VERSION),
         pool=GPU_POOL,
         description=f"The model tuned on what '{recipe_name}' chose, and what went into it.",
     )
@@ -126,6 +127,7 @@ def _finetune(
             subset=read.inputs[chosen],
             base=base.digest,
             settings=settings,
+            rendering=RENDERING_VERSION,
             device=engine.resolved_device,
             processes=engine.processes,
         )
@@ -254,6 +256,10 @@ def _shown(
     return {
         "dagster/row_count": report.samples,
         "samples without a token to learn": report.skipped,
+        "samples set aside": sum(report.set_aside.values()),
+        "reasons of those set aside": table(
+            [{"reason": why, "samples": n} for why, n in sorted(report.set_aside.items())]
+        ),
         "truncated samples": report.truncated,
         "tokens learned a pass": report.learned_tokens,
         "optimiser steps": report.steps,

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -18,6 +18,7 @@ from mona.errors import WorkError
 from mona.pool import POOL_SCHEMA, NamedRows, PoolSource, build_pool
 from mona.sample import Message
 from mona.spec import DatasetSpec, ModelSpec, Source
+from mona.tokens import Renderer, SetAside
 from resources.encoding_tables import KEY
 from resources.engine import progress_bar
 from resources.models import Models
@@ -25,9 +26,6 @@ from resources.records import Record, Records, sealed
 from resources.sources import Sources
 from resources.store import Store
 from resources.withdrawals import Withdrawals
-
-if TYPE_CHECKING:
-    from mona.tokens import Renderer
 
 _KEYED_SCHEMA = pa.schema([POOL_SCHEMA.field(0).with_metadata(KEY), *list(POOL_SCHEMA)[1:]])
 
@@ -165,12 +163,18 @@ def _token_counter(
     def count(conversations: list[tuple[Message, ...]]) -> list[int]:
         nonlocal renderer
         if renderer is None:
-            from mona.tokens import Renderer
-
             renderer = Renderer(
-                shelf.tokenizer(name, model), model.template, model.tokens, model.max_length
+                shelf.tokenizer(name, model),
+                model.template,
+                model.tokens,
+                model.max_length,
+                model.system,
             )
-        return [row.length for row in renderer.render_batch(conversations)]
+        # A row that is set aside may be drawn: it is counted where it would be encoded.
+        return [
+            0 if isinstance(row, SetAside) else row.length
+            for row in renderer.render_batch(conversations)
+        ]
 
     return count
 

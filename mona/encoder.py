@@ -29,7 +29,7 @@ from mona.bfloat16 import bfloat16_products
 from mona.checkpoints import refuse_nan
 from mona.errors import RequestError, WorkError, sentence
 from mona.model_check import absolute_layer, inspect_model
-from mona.spec import Template, TokenPolicy
+from mona.spec import SystemTurns, Template, TokenPolicy
 from mona.tokens import Renderer, Tokenised
 
 
@@ -110,6 +110,7 @@ class Encoder:
         policy: TokenPolicy,
         max_length: int,
         trust_remote_code: bool = False,
+        system: SystemTurns = "keep",
         blocks_after: int = 0,
         mlp: bool = False,
     ) -> Encoder:
@@ -147,7 +148,7 @@ class Encoder:
         backbone, blocks = find_decoder(model, config.get_text_config().num_hidden_layers)
         del blocks[last:]
         backbone.eval().requires_grad_(False).to(device)
-        renderer = Renderer(found.tokenizer, template, policy, max_length)
+        renderer = Renderer(found.tokenizer, template, policy, max_length, system)
         return cls(backbone, blocks, embedding, renderer, kept, device, mlp)
 
     @property

@@ -25,7 +25,8 @@ import yaml
 
 from mona.errors import RequestError, WorkError
 from mona.files import refuse_existing
-from mona.spec import FinetuneSpec
+from mona.sample import fold_system, from_records, to_records
+from mona.spec import FinetuneSpec, SystemTurns
 
 ExportFormat = Literal["jsonl", "sharegpt", "alpaca", "llamafactory", "parquet"]
 
@@ -58,6 +59,7 @@ def export(
     force: bool = False,
     left_out: Callable[[str], None] | None = None,
     training: FinetuneSpec | None = None,
+    system: SystemTurns = "keep",
 ) -> list[Path]:
     """Writes rows, streamed and in order, and returns the files written.
 
@@ -71,7 +73,8 @@ def export(
       hyperparameters.
     - parquet: the columns of jsonl.
     alpaca and llamafactory need turns that alternate: neighbours of one role become one turn,
-    joined by a blank line.
+    joined by a blank line. system: "fold" puts system turns into the user turn that follows, as
+    the model that chose read them.
 
     Raises RequestError when `out` exists and `force` is not given, when it cannot be written,
     when there are no rows, and UnfitSampleError when a conversation has a shape the format cannot
@@ -85,6 +88,8 @@ def export(
     if first is None:
         raise RequestError(f"{out}: there are no rows to export")
     rows = chain([first], iterator)
+    if system == "fold":
+        rows = map(_folded, rows)
     convert = {
         "sharegpt": _as_sharegpt,
         "alpaca": _as_alpaca,
@@ -204,6 +209,10 @@ def _write_array(rows: Iterable[Row], file: TextIO) -> None:
         file.write(separator + _json(row))
         separator = ",\n"
     file.write("\n]\n" if separator != "[\n" else "[]\n")
+
+
+def _folded(row: Row) -> Row:
+    return {**row, "messages": to_records(fold_system(from_records(row["messages"])))}
 
 
 def _lineage(row: Row) -> Row:

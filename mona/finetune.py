@@ -17,9 +17,10 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ from mona.finetune_trainer import (
 from mona.fingerprint import fingerprint
 from mona.sample import Message, from_records, to_records
 from mona.spec import FinetuneSpec, Spec, TokenPolicy
-from mona.tokens import Renderer, Supervised
+from mona.tokens import Renderer, SetAside, Supervised, template_faults
 from mona.tuned import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class TrainingReport:
     """What a fine-tuning did; kept beside the weights as `training_log.json`.
 
     samples: those trained on; skipped: those without a token to learn within max_length;
-    truncated: those of `samples` that were cut; learned_tokens: tokens with loss in one pass
+    truncated: those of `samples` that were cut; set_aside: of those that the template can't render
+    truly, how many for each reason; learned_tokens: tokens with loss in one pass
     over the samples; log: for each optimiser step its `step`, `loss` (mean over learned
     tokens), `learning_rate` and `tokens` passed until then, padding left out; seconds: of the
     process that finished the job, so without what it found done.
@@ -73,6 +75,7 @@ class TrainingReport:
     learned_tokens: int
     log: list[dict[str, float]]
     seconds: float
+    set_aside: dict[str, int] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -129,8 +132,9 @@ def train(
 
     The same inputs on the same machine give the same weights, to the bit.
 
-    Raises RequestError where the libraries are missing, the base folder is unusable or the
-    batch cannot be divided over the processes; WorkError where no sample has a token to learn,
+    Raises RequestError where the libraries are missing, the base folder or its template is
+    unusable, nothing would teach the model to stop, or the batch cannot be divided over the
+    processes; WorkError where no sample has a token to learn,
     memory runs out, or a loss or weight is not finite.
     """
     if (out / LOG_FILE).is_file():
@@ -147,7 +151,7 @@ def train(
 
     started = time.monotonic()
     quiet_transformers()
-    rows, skipped = _rows(samples, base_folder, spec)
+    rows, skipped, set_aside = _rows(samples, base_folder, spec)
     dtype = resolve_dtype(spec.dtype, device)
     with _deterministic(), warnings.catch_warnings():
         # The libraries tell each other, not the user, what will be renamed.
@@ -184,6 +188,7 @@ def train(
             if "loss" in entry
         ],
         seconds=time.monotonic() - started,
+        set_aside=set_aside,
     )
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -216,21 +221,27 @@ def _require_libraries() -> None:
 
 def _rows(
     samples: Sequence[Sequence[Message]], base_folder: Path, spec: FinetuneSpec
-) -> tuple[list[Supervised], int]:
-    """The samples with something to learn, tokenised, and how many have nothing."""
+) -> tuple[list[Supervised], int, dict[str, int]]:
+    """The samples with something to learn, tokenised, how many have nothing, and how many are
+    set aside for each reason."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         base_folder, local_files_only=True, trust_remote_code=trusted(spec)
     )
-    renderer = Renderer(tokenizer, spec.template, TokenPolicy(), spec.max_length)
-    rows = [row for row in renderer.supervised(samples) if row.learned.any()]
+    for fault in template_faults(tokenizer, spec.template, tuned=True):
+        raise RequestError(f"fine-tuning: {fault}")
+    renderer = Renderer(tokenizer, spec.template, TokenPolicy(), spec.max_length, spec.system)
+    made = renderer.supervised(samples)
+    set_aside = Counter(row.reason for row in made if isinstance(row, SetAside))
+    rows = [row for row in made if isinstance(row, Supervised) and row.learned.any()]
     if not rows:
+        said = "".join(f"; {times} set aside: {why}" for why, times in set_aside.most_common(1))
         raise WorkError(
             f"fine-tuning: none of {len(samples)} samples has an assistant token within "
-            f"max_length = {spec.max_length}"
+            f"max_length = {spec.max_length}{said}"
         )
-    return rows, len(samples) - len(rows)
+    return rows, len(samples) - len(rows) - set_aside.total(), dict(set_aside)
 
 
 @contextmanager

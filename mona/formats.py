@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mona.sample import Message
+from mona.sample import Message, join_reasoning, split_reasoning
 
 Row = dict[str, Any]
 
@@ -56,6 +56,8 @@ _ROLES = {
     "observation": "tool",
     "tool_response": "tool",
 }
+# What sources call the reasoning of an answer.
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "reasoning", "tool_call")
 # Few-shot turns of evals are system messages with one of these names.
 _EXAMPLE_ROLES = {"example_user": "user", "example_assistant": "assistant"}
@@ -239,7 +241,16 @@ def _turn(turn: object) -> Message:
     parts = content if isinstance(content, list) else [] if content is None else [content]
     texts = [_part(part) for part in parts]
     texts += [_as_text(call) for call in _items(turn, "tool_calls")]
-    return Message(_role(role), _joined(*texts) if len(texts) != 1 else texts[0])
+    content = _joined(*texts) if len(texts) != 1 else texts[0]
+    return Message(_role(role), _reasoned(turn, content) if _role(role) == "assistant" else content)
+
+
+def _reasoned(turn: Row, content: str) -> str:
+    """An answer's content, led by the reasoning of its own field where there is one."""
+    field = next((field for field in _REASONING if turn.get(field)), None)
+    if field is None or split_reasoning(content) is not None:
+        return content
+    return join_reasoning(_text(turn, field).strip("\n"), content)
 
 
 def _role(role: object) -> str:

@@ -78,5 +78,6 @@ def _settings(spec: FinetuneSpec) -> dict[str, Any]:
         "batch": f"{spec.batch_size} " + ("packed rows" if spec.packing else "samples"),
         "max length": f"{spec.max_length:,} tokens",
         "template": spec.template,
+        "system turns": "as they are" if spec.system == "keep" else "within the question",
         "seed": spec.seed,
     }

@@ -143,6 +143,7 @@ class DatasetSpec(Spec):
 
 
 Template = Literal["chat", "plain", "olmo", "llama2"]
+SystemTurns = Literal["keep", "fold"]
 
 
 class LanguageModel(Spec):
@@ -259,6 +260,11 @@ class ModelSpec(Spec):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     max_length: int = Field(default=8192, ge=2, description="tokens, template included")
     template: Template = "chat"
+    system: SystemTurns = Field(
+        default="keep",
+        description="fold: system turns go into the user turn after them, for templates "
+        "that take none",
+    )
     tokens: TokenPolicy = TokenPolicy()
     token_cache_gb: float = Field(default=0.0, ge=0, description="disk for token activations")
 
@@ -385,6 +391,7 @@ class FinetuneSpec(Spec):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     checkpoint_steps: int = Field(default=50, ge=1)
     template: Template = "chat"
+    system: SystemTurns = Field(default="keep", description="as the field of a model's entry")
     seed: int = 0
     auto: bool = Field(default=False, description="follow new selections without a hand")
 

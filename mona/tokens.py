@@ -2,29 +2,38 @@
 
 Counted tokens are message content (DESIGN: conventions): not the template, its special
 tokens, a system prompt the template adds by itself, or the first `skip_first` positions.
-Learned tokens, in fine-tuning, are assistant turns with what ends them. Text inside data that
-spells a special token is tokenised as plain text.
+Learned tokens, in fine-tuning, are what a model writes in use: assistant turns with what ends
+them. Text inside data that spells a control token is tokenised as plain text.
+
+What a template makes of a conversation is `mona.templates`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mona.control_tokens import ALIAS, ControlTokens
 from mona.errors import RequestError, WorkError
-from mona.sample import Message, to_records
-from mona.spec import Template, TokenPolicy
+from mona.sample import Message, fold_system
+from mona.spec import SystemTurns, Template, TokenPolicy
+from mona.templates import ChatTemplate, Piece, Rendered, SetAside, plain_pieces
 
-# Private-use characters: they stand for a message's content while the template is rendered.
-_OPEN, _CLOSE = "\ue000", "\ue001"
-# Templates that ask for today's date are told the default of Llama 3.1's: a sample's tokens
-# must not depend on the day. A macro, because transformers hands no functions to templates.
-_FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
-_PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+__all__ = [
+    "RENDERING_VERSION",
+    "Renderer",
+    "SetAside",
+    "Supervised",
+    "Tokenised",
+    "template_faults",
+]
+
+# Part of the encoder's fingerprint and of a fine-tuning's name. Raise it whenever some
+# conversation gets other ids, counted or learned tokens than before, or is newly set aside.
+RENDERING_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +50,6 @@ class Tokenised:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
-    """A conversation that the template can't render truly, and why."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Supervised:
     """A rendered sample to train on.
 
@@ -60,243 +62,200 @@ class Supervised:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A stretch of the rendered text: template, or one message's content.
+def template_faults(tokenizer: Any, template: Template, *, tuned: bool = False) -> list[str]:
+    """What makes a template useless with a tokenizer, whatever the conversation; a line each.
 
-    learned: how many of its first characters carry loss.
+    No chat template, several without a default, one that is no Jinja, fails on a plain question
+    and answer or drops their contents; with `tuned`, also that nothing would teach a tuned
+    model to stop. Reads nothing but the tokenizer.
     """
-
-    text: str
-    is_content: bool
-    learned: int = 0
+    try:
+        renderer = Renderer(tokenizer, template, TokenPolicy(), 2)
+    except RequestError as error:
+        return [str(error)]
+    if tuned and not renderer.teaches_to_stop:
+        return [
+            f"template {template} ends answers with nothing and the tokenizer has no "
+            "end-of-sequence token: a tuned model would never learn to stop"
+        ]
+    return []
 
 
 class Renderer:
-    """Renders conversations with one tokenizer, template and token policy.
+    """Renders conversations with one tokenizer, template, token policy and way with system turns.
 
     Templates: "chat" is the model's own; "plain" is prompt, newline, response; "olmo" is
     prompt, space, response, end of text; "llama2" is `<s>[INST] prompt [/INST] response
-    </s>` (arXiv 2503.15573, training formats). RequestError for "chat" without a template.
+    </s>` (arXiv 2503.15573, training formats). The last three begin with what the tokenizer's
+    own post-processor puts first. RequestError for a template with one of `template_faults`.
 
-    A chat template that trims contents is honoured; one that rewrites a content otherwise
-    gets that conversation's contents verbatim between its own text. A conversation whose data
-    spells a special token is tokenised piece by piece, so there no token spans a seam.
+    The text is the template's own, to the letter, or the conversation is set aside. system:
+    "fold" puts system turns into the user turn that follows (`mona.sample.fold_system`).
     """
 
     def __init__(
-        self, tokenizer: Any, template: Template, policy: TokenPolicy, max_length: int
+        self,
+        tokenizer: Any,
+        template: Template,
+        policy: TokenPolicy,
+        max_length: int,
+        system: SystemTurns = "keep",
     ) -> None:
-        if template == "chat" and not tokenizer.chat_template:
-            raise RequestError(
-                "the model has no chat template: set template to plain, olmo or llama2"
-            )
         if not tokenizer.is_fast:
             raise RequestError("the model's tokenizer is not a fast one: offsets are needed")
-        self._chat_template = tokenizer.get_chat_template() if template == "chat" else ""
-        if "strftime_now" in self._chat_template:
-            self._chat_template = _FIXED_DATE + self._chat_template
-        self._skeletons: dict[tuple[str, ...], list[str]] = {}
         self.tokenizer = tokenizer
         self.template = template
         self.policy = policy
         self.max_length = max_length
-        special = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len)
-        self._special = re.compile(
-            "|".join(re.escape(token) for token in reversed(special)) or "$^"
-        )
+        self.system = system
+        own = tokenizer.chat_template if template == "chat" else ""
+        self._controls = ControlTokens(tokenizer, str(own or ""))
+        self._chat = ChatTemplate(tokenizer, self._controls.pattern) if template == "chat" else None
+        # A chat template writes the token that begins a sequence itself.
+        self._first = [] if template == "chat" else _first_ids(tokenizer)
+
+    @property
+    def teaches_to_stop(self) -> bool:
+        """Whether something after an answer is learned: the template's end of a turn, or the
+        end-of-sequence token put there."""
+        made = self._pieces([Message("user", "?"), Message("assistant", "!")])
+        return not isinstance(made, SetAside) and (made.closed or bool(self.tokenizer.eos_token))
 
     def render(self, messages: Sequence[Message]) -> Tokenised:
-        """One conversation."""
-        return self.render_batch([messages])[0]
+        """One conversation. WorkError with the reason where it would be set aside."""
+        (made,) = self.render_batch([messages])
+        if isinstance(made, SetAside):
+            raise WorkError(made.reason)
+        return made
 
-    def render_batch(self, conversations: Sequence[Sequence[Message]]) -> list[Tokenised]:
-        """Many conversations; each result is what `render` gives alone."""
-        return [
-            self._tokenised(ids, counted)
-            for ids, counted in self._encode(conversations, _content_length)
-        ]
+    def render_batch(
+        self, conversations: Sequence[Sequence[Message]]
+    ) -> list[Tokenised | SetAside]:
+        """Many conversations; each result is what `render` gives alone, or why it is set aside."""
+        made: list[Tokenised | SetAside] = []
+        rendered = [self._pieces(messages) for messages in conversations]
+        for encoded in self._encode(rendered):
+            if isinstance(encoded, SetAside):
+                made.append(encoded)
+                continue
+            ids, counted, _ = encoded
+            if self.policy.count == "all":
+                counted = np.ones(len(ids), bool)
+            counted[: self.policy.skip_first] = False
+            cut = np.asarray(ids[: self.max_length], np.int32)
+            made.append(Tokenised(cut, counted[: self.max_length], len(ids)))
+        return made
 
-    def supervised(self, conversations: Sequence[Sequence[Message]]) -> list[Supervised]:
+    def supervised(self, conversations: Sequence[Sequence[Message]]) -> list[Supervised | SetAside]:
         """The same tokens as `render_batch`, with those that carry loss.
 
-        Learned are the assistant turns' contents and the template's text after each, up to and
-        including its end-of-turn token (so that the model learns to stop); never the first
-        token, which nothing predicts. The token policy has no say here.
+        Learned are the assistant turns as a model writes them in use: from where its prompt ends
+        to the token that ends the turn. Where the template ends the last answer with nothing,
+        the end-of-sequence token is put after it. The first token, which nothing predicts,
+        is never learned. The token policy has no say here.
         """
-        made = []
-        for ids, learned in self._encode(conversations, lambda piece: piece.learned):
+        made: list[Supervised | SetAside] = []
+        rendered = [self._ended(self._pieces(messages)) for messages in conversations]
+        for encoded in self._encode(rendered):
+            if isinstance(encoded, SetAside):
+                made.append(encoded)
+                continue
+            ids, _, learned = encoded
             learned[:1] = False
             cut = np.asarray(ids[: self.max_length], np.int32)
             made.append(Supervised(cut, learned[: self.max_length], len(ids)))
         return made
 
-    def _tokenised(self, ids: Sequence[int], is_content: np.ndarray) -> Tokenised:
-        counted = is_content.copy() if self.policy.count == "content" else np.ones(len(ids), bool)
-        counted[: self.policy.skip_first] = False
-        return Tokenised(
-            np.asarray(ids[: self.max_length], np.int32), counted[: self.max_length], len(ids)
-        )
+    def _pieces(self, messages: Sequence[Message]) -> Rendered | SetAside:
+        if self.system == "fold":
+            messages = fold_system(messages)
+        if self._chat is not None:
+            return self._chat.pieces(messages)
+        begin, end = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        return plain_pieces(messages, self.template, begin, end)
+
+    def _ended(self, made: Rendered | SetAside) -> Rendered | SetAside:
+        if isinstance(made, SetAside) or made.closed or not self.tokenizer.eos_token:
+            return made
+        return Rendered([*made.pieces, Piece(self.tokenizer.eos_token, learned=True)], True)
 
     def _encode(
-        self, conversations: Sequence[Sequence[Message]], marked: Callable[[_Piece], int]
-    ) -> list[tuple[Sequence[int], np.ndarray]]:
-        """Token ids [n], uncut, and whether each overlaps the first `marked` characters of a
-        piece, bool [n]."""
-        pieces = [self._pieces(messages) for messages in conversations]
-        whole = [i for i, parts in enumerate(pieces) if not self._spells_special(parts)]
-        done: dict[int, tuple[Sequence[int], np.ndarray]] = {}
+        self, rendered: Sequence[Rendered | SetAside]
+    ) -> list[tuple[list[int], np.ndarray, np.ndarray] | SetAside]:
+        """Token ids [n], uncut, whether each is of a content [n], and whether it is learned [n]."""
+        done: dict[int, tuple[list[int], np.ndarray, np.ndarray] | SetAside] = {}
+        whole: list[tuple[int, list[Piece]]] = []
+        for i, made in enumerate(rendered):
+            if isinstance(made, SetAside):
+                done[i] = made
+            elif not self._controls.spelled_in(made.pieces):
+                whole.append((i, made.pieces))
+            elif any(piece.is_content and ALIAS in piece.text for piece in made.pieces):
+                done[i] = SetAside(f"it spells a control token and holds U+{ord(ALIAS):X}")
+            else:
+                done[i] = self._marked(*self._controls.encode(made.pieces))
         if whole:
             encoded = self.tokenizer(
-                ["".join(piece.text for piece in pieces[i]) for i in whole],
+                ["".join(piece.text for piece in pieces) for _, pieces in whole],
                 add_special_tokens=False,
                 return_offsets_mapping=True,
                 return_attention_mask=False,
                 verbose=False,
             )
-            for place, i in enumerate(whole):
-                done[i] = (
-                    encoded["input_ids"][place],
-                    _overlaps(encoded["offset_mapping"][place], pieces[i], marked),
-                )
-        for i, parts in enumerate(pieces):
-            if i not in done:
-                done[i] = self._piecewise(parts, marked)
-        return [done[i] for i in range(len(pieces))]
+            for (i, pieces), ids, spans in zip(
+                whole, encoded["input_ids"], encoded["offset_mapping"], strict=True
+            ):
+                done[i] = self._marked(ids, spans, pieces)
+        return [done[i] for i in range(len(rendered))]
 
-    def _piecewise(
-        self, parts: list[_Piece], marked: Callable[[_Piece], int]
-    ) -> tuple[list[int], np.ndarray]:
-        """As `_encode`: template pieces with their special tokens, contents as plain text."""
-        ids: list[int] = []
-        marks: list[np.ndarray] = []
-        for piece in parts:
-            made = self.tokenizer(
-                piece.text,
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                split_special_tokens=piece.is_content,
-                verbose=False,
-            )
-            ids += made["input_ids"]
-            if marked(piece) == len(piece.text):
-                # Offsets are not asked: a token a tokenizer puts before the text spans nothing.
-                marks.append(np.ones(len(made["input_ids"]), bool))
-            else:
-                marks.append(_overlaps(made["offset_mapping"], [piece], marked))
-        return ids, np.concatenate([*marks, np.zeros(0, bool)])
-
-    def _spells_special(self, parts: list[_Piece]) -> bool:
-        return any(piece.is_content and self._special.search(piece.text) for piece in parts)
-
-    def _pieces(self, messages: Sequence[Message]) -> list[_Piece]:
-        if self.template != "chat":
-            return self._plain_pieces(messages)
-        # Template text and message numbers alternate, template text first and last.
-        roles = tuple(message.role for message in messages)
-        skeleton = self._skeleton(roles)
-        pieces = [_Piece(skeleton[0], is_content=False)]
-        for number, after in zip(skeleton[1::2], skeleton[2::2], strict=True):
-            message = messages[int(number)]
-            answer = message.role == "assistant"
-            pieces.append(_content(message))
-            closing = self._closing(after, roles[: int(number) + 1]) if answer else 0
-            pieces.append(_Piece(after, is_content=False, learned=closing))
-        pieces = [piece for piece in pieces if piece.text]
-        actual = self._apply(messages)
-        # Where the template rewrites a content (a tool's answer as JSON, say), the content is
-        # put in as it is: which tokens are content would not be known otherwise.
-        return _as_rendered(pieces, actual) or pieces
-
-    def _skeleton(self, roles: tuple[str, ...]) -> list[str]:
-        """The chat template's text for these roles, split at the contents' places."""
-        if roles not in self._skeletons:
-            # The template sees placeholders, so that its own text and the data never mix.
-            hidden = [Message(role, f"{_OPEN}{i}{_CLOSE}") for i, role in enumerate(roles)]
-            self._skeletons[roles] = _PLACEHOLDER.split(self._apply(hidden))
-        return self._skeletons[roles]
-
-    def _closing(self, after: str, roles: tuple[str, ...]) -> int:
-        """How many characters of the template's text after an assistant turn end that turn.
-
-        A template may end turns with nothing: then the first special token is the next turn's,
-        so a conversation that stops here (`roles`) is asked whether there is one.
-        """
-        end = self._special.search(after)
-        return end.end() if end and self._special.search(self._skeleton(roles)[-1]) else 0
-
-    def _apply(self, messages: Sequence[Message]) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                to_records(messages), tokenize=False, chat_template=self._chat_template
-            )
-        except TemplateError as error:
-            raise WorkError(f"the chat template refuses a conversation: {error}") from error
-        return str(rendered)
-
-    def _plain_pieces(self, messages: Sequence[Message]) -> list[_Piece]:
-        begin = self.tokenizer.bos_token or ""
-        end = self.tokenizer.eos_token or ""
-        pieces: list[_Piece] = []
-        for message in messages:
-            answer = message.role == "assistant"
-            before, after = {
-                "plain": ("", end if answer else "\n"),
-                "olmo": ("", end if answer else " "),
-                "llama2": (" ", f" {end}") if answer else (f"{begin}[INST] ", " [/INST]"),
-            }[self.template]
-            pieces.append(_Piece(before, is_content=False))
-            pieces.append(_content(message))
-            pieces.append(_Piece(after, is_content=False, learned=len(after) if answer else 0))
-        return [piece for piece in pieces if piece.text]
+    def _marked(
+        self, ids: Sequence[int], spans: Sequence[tuple[int, int]], pieces: list[Piece]
+    ) -> tuple[list[int], np.ndarray, np.ndarray]:
+        text = "".join(piece.text for piece in pieces)
+        is_control = np.isin(np.asarray(ids, np.int64), self._controls.ids)
+        content, learned = (
+            _overlaps(spans, text, is_control, pieces, [flag(piece) for piece in pieces])
+            for flag in (lambda piece: piece.is_content, lambda piece: piece.learned)
+        )
+        first = [] if list(ids[: len(self._first)]) == self._first else self._first
+        none = np.zeros(len(first), bool)
+        return (
+            [*first, *ids],
+            np.concatenate([none, content]),
+            np.concatenate([none, learned]),
+        )
 
 
-def _content(message: Message) -> _Piece:
-    learned = len(message.content) if message.role == "assistant" else 0
-    return _Piece(message.content, is_content=True, learned=learned)
-
-
-def _content_length(piece: _Piece) -> int:
-    return len(piece.text) if piece.is_content else 0
-
-
-def _as_rendered(pieces: list[_Piece], actual: str) -> list[_Piece] | None:
-    """The pieces with each content trimmed as it is in `actual`; None if they don't make it.
-
-    Template pieces are the anchors: a content is never searched for, because a header may
-    spell it too.
-    """
-    made: list[_Piece] = []
-    end = 0
-    for piece, following in zip(pieces, [*pieces[1:], _Piece("", is_content=False)], strict=True):
-        text = piece.text
-        forms = [text, text.rstrip(), text.lstrip(), text.strip()] if piece.is_content else [text]
-        anchor = "" if following.is_content else following.text
-        fitting = [form for form in forms if actual.startswith(form + anchor, end)]
-        if not fitting:
-            return None
-        made.append(replace(piece, text=fitting[0], learned=min(piece.learned, len(fitting[0]))))
-        end += len(fitting[0])
-    return [piece for piece in made if piece.text] if end == len(actual) else None
+def _first_ids(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer's own post-processor puts before a text."""
+    made = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    mask = [*made["special_tokens_mask"], 0]
+    return list(made["input_ids"][: mask.index(0)])
 
 
 def _overlaps(
-    offsets: Sequence[tuple[int, int]], pieces: list[_Piece], marked: Callable[[_Piece], int]
+    spans: Sequence[tuple[int, int]],
+    text: str,
+    is_control: np.ndarray,
+    pieces: list[Piece],
+    flags: Sequence[bool],
 ) -> np.ndarray:
-    """Whether each token's character span overlaps the first `marked` characters of a piece.
+    """Whether each token's span overlaps a piece with a flag. Shape [n].
 
-    offsets: [n] pairs into the pieces' joined text. Shape [n].
+    spans: [n] pairs into `text`, the pieces joined. A control token is the template's: it is
+    flagged with the piece that it begins in, though it may have eaten white space around it.
     """
-    spans = np.asarray(offsets, np.int64).reshape(-1, 2)
-    is_marked = np.concatenate(
-        [np.arange(len(piece.text)) < marked(piece) for piece in pieces] or [np.zeros(0, bool)]
-    )
-    before = np.concatenate([[0], np.cumsum(is_marked)])
-    start, end = spans[:, 0], spans[:, 1]
+    lengths = [len(piece.text) for piece in pieces]
+    flagged = np.repeat(np.asarray(flags, bool), np.asarray(lengths, np.int64))
+    places = np.asarray(spans, np.int64).reshape(-1, 2)
+    before = np.concatenate([[0], np.cumsum(flagged)])
+    start, end = places[:, 0].copy(), places[:, 1].copy()
     # Tokenizers that trim offsets give white space an empty span at its end: it began where
     # the token before it ended.
     previous_end = np.concatenate([[0], end])[:-1]
     start = np.where(start == end, np.minimum(start, previous_end), start)
+    for i in np.flatnonzero(is_control & (end > start)):
+        spelled = text[start[i] : end[i]]
+        start[i] += len(spelled) - len(spelled.lstrip())
+        end[i] = min(end[i], start[i] + 1)
     return before[end] > before[start]

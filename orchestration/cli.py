@@ -282,6 +282,8 @@ def export(
         subset, every = _chosen(config, selection, dataset, model)
         rows = [row for row in every if row["messages"] is not None]
         tuning = config.recipes[selection.partition("/")[2]].finetune
+        # The subset is written as the model that is tuned on it would be given it here.
+        reads = tuning or config.models[only(model, config.models, "model")]
         try:
             written = write(
                 rows,
@@ -290,6 +292,7 @@ def export(
                 force=force,
                 left_out=unfit.append if skip_unfit else None,
                 training=tuning if fmt == "llamafactory" else None,
+                system=reads.system,
             )
         except UnfitSampleError as error:
             raise RequestError(f"{error}; --skip-unfit leaves such samples out") from error

@@ -157,7 +157,7 @@ def _contexts(
         raise RequestError(f"the entry of model '{name}' changed since: mona run first")
     encoder, sae = shelf.encoder(resolved), shelf.sae(name, digest)
     ids = list(wanted)
-    rows = encoder.renderer.render_batch([from_records(messages[i]) for i in ids])
+    rows = [encoder.renderer.render(from_records(messages[i])) for i in ids]
     found: dict[tuple[str, int], Context] = {}
     for batch in plan_batches([len(row.ids) for row in rows], _BATCH_TOKENS):
         made = encoder.forward([rows[i] for i in batch])

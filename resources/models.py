@@ -22,7 +22,15 @@ from mona.errors import RequestError, WorkError
 from mona.files import DataFile, write_whole
 from mona.fingerprint import fingerprint
 from mona.hub import hub_answers, repository
-from mona.spec import LanguageModel, ModelSpec, PretrainedSae, Template, TokenPolicy
+from mona.spec import (
+    LanguageModel,
+    ModelSpec,
+    PretrainedSae,
+    SystemTurns,
+    Template,
+    TokenPolicy,
+)
+from mona.tokens import RENDERING_VERSION
 from resources.sources import Sources, local_files
 
 if TYPE_CHECKING:
@@ -94,6 +102,8 @@ class Models(dg.ConfigurableResource):
             "layer": model.layer,
             "dtype": resolve_dtype(model.dtype, resolve_device(self.device)),
             "template": model.template,
+            "system": model.system,
+            "rendering": RENDERING_VERSION,
             "max_length": model.max_length,
             "tokens": model.tokens.model_dump(mode="json"),
         }
@@ -205,6 +215,7 @@ class Models(dg.ConfigurableResource):
             spec.tokens,
             spec.max_length,
             spec.language_model.trust_remote_code,
+            spec.system,
         )
 
     def tokenizer(self, name: str, model: ModelSpec) -> Any:
@@ -272,6 +283,7 @@ def _load_encoder(
     policy: TokenPolicy,
     max_length: int,
     trust_remote_code: bool,
+    system: SystemTurns,
     blocks_after: int = 0,
     mlp: bool = False,
 ) -> Encoder:
@@ -286,6 +298,7 @@ def _load_encoder(
         policy=policy,
         max_length=max_length,
         trust_remote_code=trust_remote_code,
+        system=system,
         blocks_after=blocks_after,
         mlp=mlp,
     )

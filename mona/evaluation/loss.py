@@ -17,7 +17,7 @@ from mona.errors import RequestError
 from mona.evaluation.intervals import Interval, bootstrap_ratio, paired_bootstrap
 from mona.sample import sample_id
 from mona.targets import TargetRow
-from mona.tokens import Renderer
+from mona.tokens import Renderer, Supervised
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +60,23 @@ def held_out_loss(
     """The loss of the gold answers' tokens, given the rendered conversation up to each.
 
     Counted are the tokens that carry loss in fine-tuning (`Renderer.supervised`): the answer
-    and what ends its turn. Rows without an answer are left out; so are those cut off by the
-    renderer's max_length. model: a causal language model of transformers, on its
-    device; its logits' softmax is taken in float32 whatever its dtype. batch_tokens: padded
-    tokens a forward pass. Raises RequestError where no row has an answer.
+    and what ends its turn. Rows without an answer are left out; so are those that the renderer
+    sets aside or cuts off at max_length. model: a causal language model of transformers, on
+    its device; its logits' softmax is taken in float32 whatever its dtype. batch_tokens: padded
+    tokens a forward pass. Raises RequestError where no row is left.
     """
     rows = [row for row in rows if row.messages[-1].role == "assistant"]
     rendered = renderer.supervised([row.messages for row in rows])
     kept = [
         (row, made.ids, made.learned)
         for row, made in zip(rows, rendered, strict=True)
-        if made.length == len(made.ids)
+        if isinstance(made, Supervised) and made.length == len(made.ids)
     ]
     if not kept:
-        raise RequestError("no test row has an answer to measure the loss of")
+        raise RequestError(
+            "no test row has an answer that fits the template and max_length: nothing to "
+            "measure the loss of"
+        )
     sums = np.zeros(len(kept))
     order = sorted(range(len(kept)), key=lambda i: (-len(kept[i][1]), i))
     while order:
