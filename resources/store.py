@@ -1,7 +1,8 @@
 """The store: named Lance tables under one root, with atomic replacement, keyed appends,
 tags that pin versions, and locks that keep two writers off one table.
 
-What the tables hold belongs to the modules that own their schemas.
+What the tables hold belongs to the modules that own their schemas, and which there are to
+`resources.tables`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mona.errors import RequestError, WorkError
+from resources.tables import require_declared
 from resources.withdrawals import Withdrawals
 
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
@@ -111,8 +113,10 @@ class Store(dg.ConfigurableResource):
     def ensure(self, name: str, schema: pa.Schema) -> None:
         """Creates an empty table with `sample_id` as its key, unless it exists.
 
-        RequestError when it exists with another schema or other schema metadata.
+        RequestError when it exists with another schema or other schema metadata, WorkError when
+        `resources.tables` declares no such table.
         """
+        require_declared(_checked(name), schema)
         table = self._open(name)
         if table is None:
             with _disk_errors(name):
@@ -131,8 +135,10 @@ class Store(dg.ConfigurableResource):
     def replace(self, name: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
         """Replaces the table's rows in one commit and returns the new version.
 
-        Until the commit readers see what was there; a crash leaves it there.
+        Until the commit readers see what was there; a crash leaves it there. WorkError when
+        `resources.tables` declares no such table.
         """
+        require_declared(_checked(name), schema)
         reader = pa.RecordBatchReader.from_batches(schema, iter(batches))
         with _disk_errors(name):
             table = self._connection.create_table(_checked(name), data=reader, mode="overwrite")
