@@ -32,8 +32,8 @@ class TableKind:
     which a withdrawal finds its rows; None where no row is of one sample. rows: whether those
     rows go, or stay for the audit with their ids and figures, and their text blanked. grows:
     whether steps append to it, so that its newest version may be another record's; the others
-    are replaced whole by the one step that records them. undecoded: columns that seals and
-    searches leave out: caches of megabytes a row that no result needs.
+    are replaced whole by the one step that records them. undecoded: columns that the digest of
+    decoded rows leaves out, as a cache of megabytes a row is.
     """
 
     name: str
@@ -157,6 +157,7 @@ _DECLARED = (
             "answer": "text",
         },
         rows="stay",
+        undecoded=("tokens",),  # seals never read it; its bytes are sealed as all are
     ),
 )
 KINDS: Mapping[str, TableKind] = MappingProxyType({kind.name: kind for kind in _DECLARED})
