@@ -283,20 +283,16 @@ def _write(path: Path, text: str) -> None:
 def verify_command(config_path: str | None, as_json: bool) -> None:
     """Recompute every recorded digest from stored bytes and rows, and compare the records with
     Dagster's event log. Exit code 1 when anything is not as recorded."""
-    from orchestration.definitions import build_definitions, build_resources
-    from orchestration.home import open_instance
-    from orchestration.planner import Standing
-    from orchestration.verify import read_audit, verify, withdrawn
+    from orchestration.definitions import build_resources
+    from orchestration.verify import read_audit, verify_project, withdrawn
     from resources.engine import progress_bar
 
     config = load_config(config_path)
     resources = build_resources(config)
-    with open_instance(config) as instance:
-        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
-        audit = read_audit(resources["records"])
-        total = len(audit.kept)
-        with progress_bar("verifying", total, "records") as advance:
-            findings = verify(standing, audit, resources["store"], advance)
+    audit = read_audit(resources["records"])
+    total = len(audit.kept)
+    with progress_bar("verifying", total, "records") as advance:
+        findings = verify_project(config, audit, resources["store"], advance)
     rows = [
         {"asset": f.asset, "what": f.what, "problem": f.problem, "record": f.record[:16]}
         for f in findings

@@ -272,7 +272,7 @@ def test_a_withdrawal_cut_short_is_completed(
     texts = {sample: turns(one, sample) for sample in (first, second)}
     whole = withdrawal.remove_rest
 
-    for stage in ("scrub", "_clean_table", "remove_rest"):
+    for stage in ("scrub", "rewrite", "remove_rest"):
 
         def die(*_: Any) -> None:
             raise WorkError("the power failed")
@@ -352,8 +352,8 @@ def withdraw_and_die(config: str, sample: str, place: Place) -> None:
     elif place == "records":
         amend = Records.amend
 
-        def once(self: Records, *given: Any) -> None:
-            amend(self, *given)
+        def once(self: Records, *given: Any, **rest: Any) -> None:
+            amend(self, *given, **rest)
             die()
 
         Records.amend = once
