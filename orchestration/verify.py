@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +33,7 @@ from orchestration.planner import Standing
 from orchestration.verify_amendments import amendment_problems
 from orchestration.verify_history import history_problems
 from orchestration.verify_tables import newest_problems, tag_problems
-from resources.records import Record, Records, TableSeal, content_at
+from resources.records import Record, Records, TableSeal, content_at, seal_faults
 from resources.store import Store
 from resources.withdrawals import Withdrawals, shown_reasons
 
@@ -202,13 +201,8 @@ def _contents(
     removed = amendment.removed if amendment else {}
     for name, seal in sorted(record.tables.items()):
         faults = [
-            fault
-            for path, expected in sorted(seal.files.items())
-            for fault in _stored(
-                f"table {name} version {seal.version}: {path}",
-                expected,
-                partial(store.open_file, name, path),
-            )
+            (f"table {name} version {seal.version}: {path}", problem)
+            for path, problem in seal_faults(store, name, seal)
         ]
         # Rows are decoded only from bytes that are what they were.
         yield from faults or _rows(store, name, seal, record, removed)

@@ -283,6 +283,24 @@ def file_digests(store: Store, name: str, table_version: int) -> Iterator[tuple[
             yield path, stream_digest(stream)
 
 
+def seal_faults(
+    store: Store, name: str, seal: TableSeal, *, manifest_only: bool = False
+) -> Iterator[tuple[str, str]]:
+    """(path under the table's folder, problem) of files that are not as sealed; with
+    `manifest_only`, of what says which files the version has."""
+    for path, expected in sorted(seal.files.items()):
+        if manifest_only and not path.startswith("_versions/"):
+            continue
+        try:
+            with store.open_file(name, path) as stream:
+                found = stream_digest(stream)
+        except (FileNotFoundError, IsADirectoryError):
+            yield path, "the file is missing"
+            continue
+        if found != expected:
+            yield path, f"its bytes have digest {found[:16]}, not {expected[:16]}"
+
+
 def folder_files(home: str, folder: Path) -> dict[str, str]:
     """Path under home -> SHA-256 of every file in a folder."""
     return {

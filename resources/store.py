@@ -27,6 +27,7 @@ from resources.withdrawals import Withdrawals
 
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _IDS_PER_DELETE = 1_000
+_PLACE_IN_LANCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 
 class Store(dg.ConfigurableResource):
@@ -90,18 +91,49 @@ class Store(dg.ConfigurableResource):
             if not token:
                 return sorted(names)
 
+    def folders(self) -> set[str]:
+        """The names of the tables that have a folder, readable or not; without lancedb, whose
+        import takes a second."""
+        from pyarrow import fs
+
+        filesystem, root = fs.FileSystem.from_uri(self.root)
+        selector = fs.FileSelector(f"{root}/tables", allow_not_found=True)
+        found = (info.base_name for info in filesystem.get_file_info(selector))
+        return {name.removesuffix(".lance") for name in found if name.endswith(".lance")}
+
     def exists(self, name: str) -> bool:
         """Whether there is a table of this name."""
         return self._open(name) is not None
 
     def _open(self, name: str) -> Any | None:
+        with self._undamaged(name):
+            try:
+                return self._connection.open_table(_checked(name))
+            except (FileNotFoundError, ValueError) as error:
+                # lancedb says "not found" in a ValueError; anything else is a fault of its own.
+                if "not found" not in str(error):
+                    raise
+                return None
+
+    @contextmanager
+    def _undamaged(self, name: str) -> Iterator[None]:
+        """What lance raises of a damaged table as one line that says what to do."""
         try:
-            return self._connection.open_table(_checked(name))
-        except (FileNotFoundError, ValueError) as error:
-            # lancedb says "not found" in a ValueError; anything else is a fault of its own.
-            if "not found" not in str(error):
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, PermissionError):
                 raise
-            return None
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            said = _PLACE_IN_LANCE.sub("", said)
+            raise WorkError(self.damage(name, f"can't be read ({said})")) from error
+
+    def damage(self, name: str, problem: str) -> str:
+        """One line on a damaged table, with what a person can do about it."""
+        folder = f"{self.root.rstrip('/')}/tables/{name}.lance"
+        return (
+            f"table '{name}': {problem}: restore {folder} from a backup, or delete that folder "
+            "and the next mona run makes the table anew, without its past versions"
+        )
 
     def open(self, name: str) -> Any:
         """The lancedb table. RequestError when it does not exist."""
@@ -182,15 +214,18 @@ class Store(dg.ConfigurableResource):
         batch_rows: int = 8_192,
     ) -> Iterator[pa.RecordBatch]:
         """Batches of the chosen columns in table order, streamed; `where` is an SQL predicate."""
-        dataset = self.open(name).to_lance()
-        if version is not None:
-            dataset = dataset.checkout_version(version)
-        yield from dataset.to_batches(
-            columns=list(columns) if columns is not None else None,
-            filter=where,
-            batch_size=batch_rows,
-            scan_in_order=True,
-        )
+        table = self.open(name)
+        # What the reader of the batches raises does not come through here.
+        with self._undamaged(name):
+            dataset = table.to_lance()
+            if version is not None:
+                dataset = dataset.checkout_version(version)
+            yield from dataset.to_batches(
+                columns=list(columns) if columns is not None else None,
+                filter=where,
+                batch_size=batch_rows,
+                scan_in_order=True,
+            )
 
     def read(self, name: str, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
         """The whole table at once: for tables that are small by nature."""
@@ -239,10 +274,12 @@ class Store(dg.ConfigurableResource):
         version: int | None = None,
     ) -> pa.Table:
         """The rows at these positions of the table's order, in the order asked for."""
-        dataset = self.open(name).to_lance()
-        if version is not None:
-            dataset = dataset.checkout_version(version)
-        return dataset.take(positions, columns=list(columns))
+        table = self.open(name)
+        with self._undamaged(name):
+            dataset = table.to_lance()
+            if version is not None:
+                dataset = dataset.checkout_version(version)
+            return dataset.take(positions, columns=list(columns))
 
     def tag(self, name: str, tag: str, version: int) -> None:
         """Pins `version` under `tag`, so that clean-up keeps it; moving a tag is allowed."""
