@@ -10,14 +10,14 @@ so that a file can be traced back. Files are written whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, Literal, TextIO, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,8 @@ from mona.sample import fold_system, from_records, to_records
 from mona.spec import FinetuneSpec, SystemTurns
 
 ExportFormat = Literal["jsonl", "sharegpt", "alpaca", "llamafactory", "parquet"]
+# What a written file is: rows in one of three forms, or settings, which hold no row.
+FileKind = Literal["jsonl", "array", "parquet", "settings"]
 
 _LINEAGE = ("sample_id", "rank", "score", "source", "licence")
 _SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "tool"}
@@ -96,14 +98,15 @@ def export(
         "llamafactory": _as_llamafactory,
     }.get(fmt, _as_messages)
     converted = _converted(rows, convert, left_out)
+    written = list(files_of(fmt, out, training))
     if fmt == "llamafactory":
-        written = _write_llamafactory(converted, out, force)
-        if training is not None:
-            settings = out / f"{out.resolve().name}.yaml"
-            refuse_existing(settings, force)
+        for settings in written[2:]:
+            refuse_existing(settings, force)  # before the first file is written
+        _write_llamafactory(converted, out, written[:2], force)
+        for settings in written[2:]:
+            assert training is not None
             with _replacing(settings) as temporary:
                 temporary.write_text(_llamafactory_training(training, out), encoding="utf-8")
-            written.append(settings)
         return written
     if out.is_dir():
         raise RequestError(f"{out}: is a folder; {fmt} is written to a file")
@@ -118,46 +121,88 @@ def export(
     else:
         with _replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
             _write_array(converted, file)
-    return [out]
+    return written
 
 
-def held(file: Path, sample_ids: Collection[str]) -> int:
-    """How many rows of a written export are of these samples. WorkError for a file that is no
-    export; a file without lineage columns (dataset_info.json) holds none."""
-    return sum(row["sample_id"] in sample_ids for row in _read_back(file)[1])
+def files_of(
+    fmt: ExportFormat, out: Path, training: FinetuneSpec | None = None
+) -> dict[Path, FileKind]:
+    """The files that an export to `out` writes, in their order, and what each is."""
+    if fmt != "llamafactory":
+        return {out: "array" if fmt in ("sharegpt", "alpaca") else cast(FileKind, fmt)}
+    name = out.resolve().name
+    files: dict[Path, FileKind] = {
+        out / f"{name}.json": "array",
+        out / "dataset_info.json": "settings",
+    }
+    if training is not None:
+        files[out / f"{name}.yaml"] = "settings"
+    return files
 
 
-def without(file: Path, sample_ids: Collection[str]) -> int:
+def unfinished(path: Path) -> Path:
+    """Where a file lies while it is written: beside `path`, so that what a kill leaves is found."""
+    # Of the whole name only a digest: a name may be as long as the file system allows.
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".{name}.mona-partial")
+
+
+def held(file: Path, kind: FileKind, sample_ids: Collection[str]) -> int:
+    """How many rows of a written export are of these samples. WorkError for a file that can't be
+    read as what it was written as."""
+    return sum(row["sample_id"] in sample_ids for row in _read_back(file, kind))
+
+
+def without(file: Path, kind: FileKind, sample_ids: Collection[str]) -> int:
     """Takes the rows of these samples out of a written export, in place; returns how many.
-    WorkError as `held`."""
-    kind, rows = _read_back(file)
+    WorkError as `held`, or where it can't be written; the file is as it was then."""
+    rows = _read_back(file, kind)
     left = [row for row in rows if row["sample_id"] not in sample_ids]
     if len(left) < len(rows):
-        with _replacing(file) as temporary:
-            if kind == "parquet":
-                _write_parquet(left, temporary)
-            else:
-                with temporary.open("w", encoding="utf-8") as stream:
-                    if kind == "array":
-                        _write_array(left, stream)
-                    else:
-                        stream.writelines(_json(row) + "\n" for row in left)
+        try:
+            with _replacing(file) as temporary:
+                if kind == "parquet":
+                    _write_parquet(left, temporary)
+                else:
+                    with temporary.open("w", encoding="utf-8") as stream:
+                        if kind == "array":
+                            _write_array(left, stream)
+                        else:
+                            stream.writelines(_json(row) + "\n" for row in left)
+        except RequestError as error:
+            raise WorkError(str(error)) from error
     return len(rows) - len(left)
 
 
-def _read_back(file: Path) -> tuple[Literal["parquet", "array", "jsonl", "info"], list[Row]]:
-    """(what the file is, its rows), told from its content: any name may be given to an export."""
+def kind_by_content(file: Path) -> FileKind:
+    """What an export's file is, from how it begins: for those written before the ledger of
+    exports said it."""
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    if start == b"PAR1":
+        return "parquet"
+    if start.startswith(b"["):
+        return "array"
+    # Settings are JSON over several lines or YAML; a row is an object on one.
+    return "jsonl" if start.startswith(b'{"') else "settings"
+
+
+def _read_back(file: Path, kind: FileKind) -> list[Row]:
     try:
-        if file.read_bytes()[:4] == b"PAR1":
-            return "parquet", pq.read_table(file).to_pylist()
-        text = file.read_text(encoding="utf-8")
-        if text.startswith("["):
-            return "array", json.loads(text)
-        if text.startswith("{\n"):
-            return "info", []
-        return "jsonl", [json.loads(line) for line in text.split("\n") if line]
+        rows: Any = []
+        if kind == "parquet":
+            rows = pq.read_table(file).to_pylist()
+        elif kind == "array":
+            rows = json.loads(file.read_text(encoding="utf-8"))
+        elif kind == "jsonl":
+            # By line feeds only: a text may hold other line separators.
+            lines = file.read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line]
     except (ValueError, OSError) as error:
-        raise WorkError(f"{file}: is no export ({error})") from error
+        raise WorkError(f"{file}: can't be read as {kind} ({error})") from error
+    if not all(isinstance(row, dict) and "sample_id" in row for row in rows):
+        raise WorkError(f"{file}: has rows without a sample_id")
+    return cast(list[Row], rows)
 
 
 def _converted(
@@ -179,19 +224,16 @@ def _converted(
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well."""
+    temporary = unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary.unlink(missing_ok=True)
+        # Exclusively: never through a link that someone put there.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except OSError as error:
         raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files private; an export is as readable as any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -288,11 +330,11 @@ def _as_llamafactory(row: Row) -> Row:
     return {**_as_messages(row), "messages": _joined(row["messages"])}
 
 
-def _write_llamafactory(rows: Iterable[Row], out: Path, force: bool) -> list[Path]:
+def _write_llamafactory(rows: Iterable[Row], out: Path, files: Sequence[Path], force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out}: is a file; llamafactory is written to a folder")
     name = out.resolve().name
-    data, info = out / f"{name}.json", out / "dataset_info.json"
+    data, info = files
     refuse_existing(data, force)
     entries = _dataset_entries(info)
     if name in entries and not force:
@@ -303,7 +345,6 @@ def _write_llamafactory(rows: Iterable[Row], out: Path, force: bool) -> list[Pat
     with _replacing(info) as temporary:
         text = json.dumps(entries, ensure_ascii=False, indent=2)
         temporary.write_text(text + "\n", encoding="utf-8")
-    return [data, info]
 
 
 def _llamafactory_entry(file_name: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from orchestration.terminal import (
 )
 
 if TYPE_CHECKING:
-    from mona.export import ExportFormat
+    from mona.export import ExportFormat, FileKind
 
 
 def _choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -272,7 +272,7 @@ def export(
     skip_unfit: bool,
 ) -> None:
     """Write the subset of TARGET/RECIPE for another trainer."""
-    from mona.export import UnfitSampleError
+    from mona.export import UnfitSampleError, files_of
     from mona.export import export as write
 
     config = load_config(config_path)
@@ -284,19 +284,20 @@ def export(
         tuning = config.recipes[selection.partition("/")[2]].finetune
         # The subset is written as the model that is tuned on it would be given it here.
         reads = tuning or config.models[only(model, config.models, "model")]
-        try:
-            written = write(
-                rows,
-                fmt,
-                file,
-                force=force,
-                left_out=unfit.append if skip_unfit else None,
-                training=tuning if fmt == "llamafactory" else None,
-                system=reads.system,
-            )
-        except UnfitSampleError as error:
-            raise RequestError(f"{error}; --skip-unfit leaves such samples out") from error
-        _remember(config, subset, rows, written)
+        training = tuning if fmt == "llamafactory" else None
+        with _noted(config, subset, rows, files_of(fmt, file, training)):
+            try:
+                written = write(
+                    rows,
+                    fmt,
+                    file,
+                    force=force,
+                    left_out=unfit.append if skip_unfit else None,
+                    training=training,
+                    system=reads.system,
+                )
+            except UnfitSampleError as error:
+                raise RequestError(f"{error}; --skip-unfit leaves such samples out") from error
     for path in written:
         click.echo(path)
     if len(rows) < len(every):
@@ -385,7 +386,7 @@ def _chosen(
 
 
 def _export_lock(config: Config, file: Path) -> AbstractContextManager[None]:
-    """Held from the reading to the ledger's note, so that a withdrawal finds the file."""
+    """Held from the reading to the ledger's closed note, so that a withdrawal finds the file."""
     from orchestration.definitions import build_resources
 
     name = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]
@@ -393,16 +394,17 @@ def _export_lock(config: Config, file: Path) -> AbstractContextManager[None]:
     return lock
 
 
-def _remember(
-    config: Config, subset: str, rows: Sequence[dict[str, Any]], written: Sequence[Path]
-) -> None:
+def _noted(
+    config: Config, subset: str, rows: Sequence[dict[str, Any]], files: dict[Path, FileKind]
+) -> AbstractContextManager[None]:
+    """The ledger's note of an export, from before its files are written."""
     from orchestration.definitions import build_resources
     from resources.exports import Exports
 
     record = build_resources(config)["records"].current(subset)
     _, _, partition = subset.partition("[")
     ids = [row["sample_id"] for row in rows]
-    Exports(config.home).remember(record or "", partition.partition("|")[0], ids, written)
+    return Exports(config.home).writing(record or "", partition.partition("|")[0], ids, files)
 
 
 def _one_line(messages: Sequence[dict[str, str]] | None, width: int = 160) -> str:

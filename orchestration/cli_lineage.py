@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,59 +75,143 @@ def _plain(record: Any) -> dict[str, Any]:
     return asdict(record)
 
 
-def _uses_command(kind: str, metavar: str, about: str) -> None:
-    @lineage.command(kind, help=about)
-    @click.argument("name", metavar=metavar)
+@lineage.command("sample")
+@click.argument("name", metavar="ID")
+@config_option
+@json_option
+def sample_command(name: str, config_path: str | None, as_json: bool) -> None:
+    """Every subset and fine-tune, past ones too, that a sample is in."""
+    from orchestration.definitions import build_resources
+    from orchestration.lineage import uses_of_sample
+    from orchestration.withdrawal import ever_stored
+    from resources.withdrawals import Withdrawals, shown_reasons
+
+    resources = build_resources(load_config(config_path))
+    records, store = resources["records"], resources["store"]
+    taken = Withdrawals(records.home).of_sample(name)
+    uses = uses_of_sample(records, store, name)
+    if not uses and not taken and not ever_stored(store, name):
+        raise RequestError(f"no pool, target or subset has a sample '{name}'")
+    rows = _use_rows(uses, records)
+    if not as_json and taken:
+        click.echo(f"{name}: {shown_reasons(taken)}")
+    _show_uses(rows, as_json, f"no subset ever held sample '{name}'")
+
+
+def _origin_command(field: str, about: str) -> None:
+    @lineage.command(field, help=about)
+    @click.argument("name", metavar="NAME")
     @config_option
+    @click.option("--rows", "each", is_flag=True, help="every sample, not the totals alone")
     @json_option
-    def command(name: str, config_path: str | None, as_json: bool) -> None:
+    def command(name: str, config_path: str | None, each: bool, as_json: bool) -> None:
         from orchestration.definitions import build_resources
-        from orchestration.lineage import uses_of_origin, uses_of_sample
-        from resources.withdrawals import Withdrawals, shown_reasons
+        from orchestration.lineage import names_origin, origins_known, uses_of_origin
 
         resources = build_resources(load_config(config_path))
         records, store = resources["records"], resources["store"]
-        ledger = Withdrawals(records.home)
-        uses = (
-            uses_of_sample(records, store, name)
-            if kind == "sample"
-            else uses_of_origin(records, store, kind, name)
-        )
-        rows: list[dict[str, Any]] = [
+        uses = uses_of_origin(records, store, field, name)
+        held = 0
+        if not uses:
+            known = origins_known(records, store, field)
+            meant = [value for value in known if names_origin(field, name, value)]
+            if not meant:
+                raise RequestError(_never_seen(field, name, known))
+            held = sum(known[value] for value in meant)
+        empty = f"no subset ever held {field} '{name}'; {held:,} samples of the pools have it"
+        if each:
+            _show_uses(_use_rows(uses, records), as_json, empty)
+            return
+        totals = _totals(uses, field, name)
+        if as_json:
+            click.echo(json.dumps(totals, ensure_ascii=False))
+            return
+        shown = [
+            {**row, **{key: ", ".join(row[key]) for key in (f"{field}s", "finetunes")}}
+            for row in totals
+        ]
+        columns = ["subset", "standing", "samples", f"{field}s", "finetunes", "record"]
+        print_table(shown, columns, empty)
+
+
+def _never_seen(field: str, name: str, known: dict[str, int]) -> str:
+    """One line that says what there is."""
+    # Of sources, their names without labels: there may be hundreds of those.
+    counts: dict[str, int] = {}
+    for value, count in known.items():
+        shown = value.partition("/")[0] if field == "source" else value
+        counts[shown] = counts.get(shown, 0) + count
+    listed = ", ".join(f"{value} ({count:,})" for value, count in counts.items())
+    return f"no sample ever had a {field} called '{name}'; there are: {listed or 'none yet'}"
+
+
+def _totals(uses: Sequence[Any], field: str, name: str) -> list[dict[str, Any]]:
+    """One row a subset that was ever published, current ones first in each."""
+    from orchestration.lineage import names_origin
+
+    totals: dict[str, dict[str, Any]] = {}
+    for use in sorted(uses, key=lambda use: (use.subset, not use.current, use.record)):
+        row = totals.setdefault(
+            use.record,
             {
                 "subset": use.subset,
-                "record": use.record,
+                "record": use.record[:16],
                 "standing": "current" if use.current else "past",
-                "rank": use.rank,
-                "score": use.score,
-                "sample_id": use.sample_id,
-                "origins": use.origins,
+                "samples": 0,
+                f"{field}s": [],
                 "finetunes": use.finetunes,
-                "withdrawn": shown_reasons(ledger.of_sample(use.sample_id)),
-            }
-            for use in sorted(uses, key=lambda use: (use.subset, not use.current, use.rank))
-        ]
-        if as_json:
-            click.echo(json.dumps(rows, ensure_ascii=False))
-            return
-        if kind == "sample" and ledger.of_sample(name):
-            click.echo(f"{name}: {shown_reasons(ledger.of_sample(name))}")
-        shown = [
-            {
-                **row,
-                "record": row["record"][:16],
-                "score": f"{row['score']:.4f}",
-                "finetunes": ", ".join(row["finetunes"]),
-            }
-            for row in rows
-        ]
-        columns = ["subset", "standing", "rank", "score", "sample_id", "finetunes", "record"]
-        print_table(shown, columns, f"no subset ever held {kind} '{name}'")
+            },
+        )
+        row["samples"] += 1
+        values = {str(origin[field]) for origin in use.origins}
+        row[f"{field}s"] = sorted(
+            {*row[f"{field}s"], *(v for v in values if names_origin(field, name, v))}
+        )
+    return list(totals.values())
 
 
-_uses_command("sample", "ID", "Every subset and fine-tune, past ones too, that a sample is in.")
-_uses_command("source", "NAME", "Every use of a source's samples, past ones too.")
-_uses_command("licence", "NAME", "Every use of samples under a licence, past ones too.")
+def _use_rows(uses: Sequence[Any], records: Any) -> list[dict[str, Any]]:
+    from resources.withdrawals import Withdrawals, shown_reasons
+
+    taken: dict[str, list[Any]] = {}
+    for withdrawal in Withdrawals(records.home).all():
+        for key in withdrawal.all_ids:
+            taken.setdefault(key, []).append(withdrawal)
+    return [
+        {
+            "subset": use.subset,
+            "record": use.record,
+            "standing": "current" if use.current else "past",
+            "rank": use.rank,
+            "score": use.score,
+            "sample_id": use.sample_id,
+            "origins": use.origins,
+            "finetunes": use.finetunes,
+            "withdrawn": shown_reasons(taken.get(use.sample_id, [])),
+        }
+        for use in sorted(uses, key=lambda use: (use.subset, not use.current, use.rank))
+    ]
+
+
+def _show_uses(rows: Sequence[dict[str, Any]], as_json: bool, empty: str) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    shown = [
+        {
+            **row,
+            "record": row["record"][:16],
+            "score": f"{row['score']:.4f}",
+            "finetunes": ", ".join(row["finetunes"]),
+        }
+        for row in rows
+    ]
+    columns = ["subset", "standing", "rank", "score", "sample_id", "finetunes", "record"]
+    print_table(shown, columns, empty)
+
+
+_origin_command("source", "Every use of a source's samples, past ones too.")
+_origin_command("licence", "Every use of samples under a licence, past ones too.")
 
 
 @lineage.command("export")
@@ -198,20 +283,16 @@ def _write(path: Path, text: str) -> None:
 def verify_command(config_path: str | None, as_json: bool) -> None:
     """Recompute every recorded digest from stored bytes and rows, and compare the records with
     Dagster's event log. Exit code 1 when anything is not as recorded."""
-    from orchestration.definitions import build_definitions, build_resources
-    from orchestration.home import open_instance
-    from orchestration.planner import Standing
-    from orchestration.verify import read_audit, verify, withdrawn
+    from orchestration.definitions import build_resources
+    from orchestration.verify import read_audit, verify_project, withdrawn
     from resources.engine import progress_bar
 
     config = load_config(config_path)
     resources = build_resources(config)
-    with open_instance(config) as instance:
-        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
-        audit = read_audit(resources["records"])
-        total = len(audit.kept)
-        with progress_bar("verifying", total, "records") as advance:
-            findings = verify(standing, audit, resources["store"], advance)
+    audit = read_audit(resources["records"])
+    total = len(audit.kept)
+    with progress_bar("verifying", total, "records") as advance:
+        findings = verify_project(config, audit, resources["store"], advance)
     rows = [
         {"asset": f.asset, "what": f.what, "problem": f.problem, "record": f.record[:16]}
         for f in findings

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mona.errors import RequestError
-from orchestration.config import load_config
+from orchestration.config import Config, load_config
 from orchestration.terminal import config_option, json_option
+
+if TYPE_CHECKING:
+    from orchestration.withdrawal import Preview
+    from resources.withdrawals import Withdrawal
 
 
 @click.command()
@@ -20,6 +27,8 @@ from orchestration.terminal import config_option, json_option
 @click.option("--source", metavar="NAME", help="a source, or one of its labels NAME/folder")
 @click.option("--file", "listed", type=click.Path(), metavar="LIST", help="a sample id a line")
 @click.option("--reason", required=True, help="kept in the audit: no personal data")
+@click.option("--dry-run", is_flag=True, help="show what would go, change nothing")
+@click.option("--yes", is_flag=True, help="do not ask")
 @config_option
 @json_option
 def withdraw(
@@ -27,23 +36,24 @@ def withdraw(
     source: str | None,
     listed: str | None,
     reason: str,
+    dry_run: bool,
+    yes: bool,
     config_path: str | None,
     as_json: bool,
 ) -> None:
     """Remove samples or a source for good: pools, codes, caches, history, exports.
 
-    Ids, digests, scores and the reason stay. What was made with them is tainted until the next
-    mona run. A withdrawal that was cut short is completed by the same command or the next run.
+    Shows what would go and what would be tainted, and asks. Ids, digests, scores and the reason
+    stay. What was made with the samples is tainted until the next mona run. A withdrawal that was
+    cut short is completed by the same command or the next run.
     """
     config = load_config(config_path)
     if sum((bool(samples), source is not None, listed is not None)) != 1:
         raise RequestError("pass one of --sample, --source and --file")
     if not reason.strip():
         raise RequestError("--reason: is empty")
-    from orchestration.definitions import build_definitions, build_resources
-    from orchestration.home import open_instance
-    from orchestration.run import observe
-    from orchestration.withdrawal import carry_out, finish_pending, of_samples, of_source
+    from orchestration.definitions import build_resources
+    from orchestration.withdrawal import of_samples, of_source, preview
 
     resources = build_resources(config)
     records, store = resources["records"], resources["store"]
@@ -53,6 +63,43 @@ def withdraw(
         else partial(of_samples, _read_ids(Path(listed)) if listed is not None else samples)
     )
     find = partial(asked, reason, config, records, store)
+    if dry_run or not yes:
+        found = preview(find(), config, records, store)
+        if dry_run and as_json:
+            click.echo(json.dumps(asdict(found)))
+            return
+        _show_preview(found)
+        if dry_run:
+            return
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise RequestError("withdraw: nobody can be asked here; --yes withdraws, nothing was")
+        click.confirm("withdraw for good?", abort=True, err=True)
+    _carry_out(config, resources, find, as_json)
+
+
+def _show_preview(found: Preview) -> None:
+    """On stderr: stdout is the report's."""
+    say = partial(click.echo, err=True)
+    say(f"withdrawal {found.withdrawal} takes {found.samples} samples" + found.standing)
+    for table, rows in found.tables.items():
+        say(f"  {rows:,} rows of table {table}")
+    for path, rows in found.exports.items():
+        say(f"  {rows:,} rows of export {path}")
+    for asset in found.tainted:
+        say(f"  taints {asset}")
+    if found.past:
+        say(f"  taints {found.past} past records of subsets, models and evaluations")
+
+
+def _carry_out(
+    config: Config, resources: dict[str, Any], find: Callable[[], Withdrawal], as_json: bool
+) -> None:
+    from orchestration.definitions import build_definitions
+    from orchestration.home import open_instance
+    from orchestration.run import observe
+    from orchestration.withdrawal import carry_out, finish_pending
+
+    records, store = resources["records"], resources["store"]
     definitions = build_definitions(config)
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     with open_instance(config) as instance:

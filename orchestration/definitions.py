@@ -24,6 +24,7 @@ from assets.targets import build_examples
 from orchestration.automation import build_condition_sensor, with_automation
 from orchestration.checks import build_checks
 from orchestration.config import Config, load_config
+from orchestration.configurations import note
 from orchestration.notices import build_failure_sensor
 from orchestration.refresh import build_schedules
 from orchestration.sensors import build_entry_sensor, build_hub_sensor
@@ -90,4 +91,6 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
 
 def definitions() -> dg.Definitions:
     """The definitions of the configuration named by MONA_CONFIG."""
-    return build_definitions(load_config())
+    config = load_config()
+    note(config)
+    return build_definitions(config)

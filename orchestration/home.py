@@ -14,6 +14,7 @@ import psutil
 from assets.pools import CPU_POOL
 from mona.errors import WorkError
 from orchestration.config import Config
+from orchestration.configurations import note
 from resources.store import Store
 
 PROCESS_TAG = "mona/process"
@@ -53,6 +54,7 @@ def dagster_home(config: Config) -> str:
 def open_instance(config: Config) -> Iterator[dg.DagsterInstance]:
     """The instance of the configuration's home. WorkError where its disk is full."""
     home = dagster_home(config)
+    note(config)
     require_room(home)
     os.environ["DAGSTER_HOME"] = home
     with dg.DagsterInstance.get() as instance:

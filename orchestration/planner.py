@@ -36,8 +36,10 @@ from assets.keys import (
 )
 from mona.errors import RequestError
 from orchestration.config import Config
+from orchestration.damage import lost_tables
 from orchestration.taints import taints
 from resources.records import Records
+from resources.store import Store
 
 UPTO = (
     "raw_pool",
@@ -179,6 +181,7 @@ class Standing:
         records = Records(home=str(self.config.home))
         self._tainted = taints(records)
         self._reclaimed = records.retired()
+        self._lost = lost_tables(records, Store(root=self.config.store_root, home=records.home))
         self._resolver = CachingStaleStatusResolver(
             self.instance, self.graph, LoadingContextForTest(self.instance)
         )
@@ -196,6 +199,9 @@ class Standing:
         if label(key, partition) in self._reclaimed:
             # Its entry was away and is back: Dagster's history has it, the store has not.
             return State(key, partition, "missing", "reclaimed by mona gc")
+        if label(key, partition) in self._lost:
+            lost = self._lost[label(key, partition)]
+            return State(key, partition, "missing", f"its table {lost} is gone")
         if status == StaleStatus.STALE:
             causes = self._resolver.get_stale_causes(key, partition)
             return State(key, partition, "stale", "; ".join(dict.fromkeys(map(_why, causes))))

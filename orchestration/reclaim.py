@@ -3,7 +3,8 @@
 What must stay is what `orchestration.verify.audited` says: all that is current for a configured
 name, all that a model may have been trained on, and everything above. The rest goes: tables
 and SAEs that only other records name, table versions that none needs, and, once everything
-configured is fresh, what a crash left behind. Records stay, so lineage still answers.
+configured is fresh, what a crash left behind. Configured is what any configuration over this
+home says (`orchestration.configurations`). Records stay, so lineage still answers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import dagster as dg
 from assets.keys import label
 from mona.errors import WorkError
 from orchestration.config import Config
+from orchestration.configurations import others
+from orchestration.definitions import build_definitions
 from orchestration.home import alone
 from orchestration.planner import Choice, Standing, states, steps
 from orchestration.taints import readable
@@ -69,8 +72,7 @@ def plan(standing: Standing, records: Records, store: Store) -> Plan:
     config = standing.config
     needed = _needed(config, records)
     known = readable(records)
-    every = states(standing, steps(config, Choice().checked(config)))
-    unfinished = next((label(s.key, s.partition) for s in every if s.status != "fresh"), None)
+    unfinished = _unfinished(standing)
     items = [
         *_tables(store, needed, known, all_fresh=unfinished is None),
         *_saes(config, needed, known),
@@ -110,11 +112,26 @@ def reclaim(
 
 
 def _configured(config: Config) -> set[str]:
+    """The asset partitions of every configuration over this home."""
     return {
         label(key, step.partition)
-        for step in steps(config, Choice().checked(config))
+        for known in (config, *others(config))
+        for step in steps(known, Choice().checked(known))
         for key in step.keys
     }
+
+
+def _unfinished(standing: Standing) -> str | None:
+    """The first asset partition, of any configuration over this home, that is not fresh."""
+    for config in (standing.config, *others(standing.config)):
+        own = standing
+        if config is not standing.config:
+            graph = build_definitions(config).resolve_asset_graph()
+            own = Standing(standing.instance, graph, config)
+        for state in states(own, steps(config, Choice().checked(config))):
+            if state.status != "fresh":
+                return label(state.key, state.partition)
+    return None
 
 
 def _needed(config: Config, records: Records) -> dict[str, Record]:

@@ -11,6 +11,7 @@ import dagster as dg
 from assets.keys import SAE
 from mona.errors import WorkError
 from orchestration.config import Config
+from orchestration.damage import Soundness
 from orchestration.home import (
     PROCESS_TAG,
     QUIET,
@@ -54,9 +55,9 @@ def bring_up_to_date(
     """Materialises what is missing or stale of the choice, upstream first, after completing a
     withdrawal that was cut short.
 
-    WorkError when a blocking check upstream failed, KeyboardInterrupt at Ctrl-C or SIGTERM, and
-    the failing step's own error when a step fails; what was made before stays, and the next call
-    goes on from there.
+    WorkError when a blocking check upstream failed or a table is damaged, KeyboardInterrupt at
+    Ctrl-C or SIGTERM, and the failing step's own error when a step fails; what was made before
+    stays, and the next call goes on from there.
     """
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     bury_dead_runs(instance)
@@ -70,7 +71,10 @@ def bring_up_to_date(
     standing = Standing(instance, definitions.resolve_asset_graph(), config)
     job = definitions.resolve_implicit_global_asset_job_def()
     done = Done()
-    for step in steps(config, choice):
+    planned = steps(config, choice)
+    sound = Soundness(standing)
+    sound.require_manifests(label(key, step.partition) for step in planned for key in step.keys)
+    for step in planned:
         force = retrain_sae and step.keys == (SAE,)
         due = [
             key
@@ -84,6 +88,7 @@ def bring_up_to_date(
             failed = standing.failed_check(key, step.partition)
             if failed is not None:
                 raise WorkError(f"{label(key, step.partition)} is blocked: {failed}")
+            sound.require_inputs(key, step.partition)
         require_room(dagster_home(config))
         announce(", ".join(label(key, step.partition) for key in due))
         _execute(job, instance, step, due)

@@ -19,6 +19,7 @@ from orchestration.lineage import kind
 from resources.purge import versions
 from resources.records import Record, Records
 from resources.store import Store
+from resources.tables import tables_about
 from resources.withdrawals import Withdrawals, shown_reasons
 
 CHECK = "nothing_withdrawn"
@@ -37,18 +38,18 @@ def readable(records: Records) -> dict[str, Record]:
 
 
 def standing_on(
-    records: Records,
+    known: Mapping[str, Record],
     store: Store,
     samples: Mapping[str, list[str]],
     examples: Mapping[str, list[str]],
 ) -> dict[str, str]:
     """Digest -> asset partition of every selection, fine-tune and evaluation, past ones too,
-    that used one of these samples (by dataset) or of these examples and test rows (by target).
+    that used one of these samples (by dataset) or of these examples and test rows (by target);
+    known: the records by digest.
 
     A sample and an example are in all that follows from them, the models too. A test row is not:
     a subset is only checked against it, a model only measured on it.
     """
-    known = readable(records)
     shown: set[str] = set()
     asked: set[str] = set()
     for target, ids in examples.items():
@@ -82,10 +83,10 @@ def _made_from(known: Mapping[str, Record], digests: set[str], wanted: str = "")
 
 
 def _holds(store: Store, record: Record, dataset: str, ids: list[str]) -> bool:
-    own = f"[{dataset}|" in record.asset
-    if not own or kind(record.asset) != "selection":
+    if kind(record.asset) != "selection":
         return False
-    return any(_has(store, record, ids, name) for name in record.tables)
+    about = tables_about(record.tables, "dataset", dataset)
+    return any(_has(store, record, ids, name) for name, _ in about)
 
 
 def _has(store: Store, record: Record, ids: list[str], name: str) -> bool:

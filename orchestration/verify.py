@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,15 +24,22 @@ from mona.files import DataFile, stream_digest
 from mona.fingerprint import rows_digest
 from mona.pool import pool_digest
 from mona.sample import from_records, sample_id
+from orchestration.config import Config
+from orchestration.definitions import build_definitions
 from orchestration.history import latest_before, materialisations, record_of, stated_version
+from orchestration.home import open_instance
 from orchestration.lineage import kind
 from orchestration.planner import Standing
-from resources.records import Record, Records, TableSeal, content_at
+from orchestration.verify_amendments import amendment_problems
+from orchestration.verify_history import history_problems
+from orchestration.verify_tables import newest_problems, tag_problems
+from resources.records import Record, Records, TableSeal, content_at, seal_faults
 from resources.store import Store
 from resources.withdrawals import Withdrawals, shown_reasons
 
 # What must stay readable for ever, because a model may have been trained on it.
 _AUDITED = ("selection", "finetune", "evaluation")
+_PINNED = ("selection", "evaluation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +65,82 @@ class Withdrawn:
 @dataclass(frozen=True, slots=True)
 class Audit:
     """Every record, read once. unreadable: the findings of those that can't be; known: the
-    others by digest; kept: (digest, record) of those that must stay readable."""
+    others by digest; kept: (digest, record) of those that must stay readable; pointers: asset
+    partition -> its current record."""
 
     records: Records
     unreadable: list[Finding]
     known: dict[str, Record]
     kept: list[tuple[str, Record]]
+    pointers: dict[str, str]
+
+    @property
+    def current(self) -> dict[str, Record]:
+        """The current records by digest."""
+        return {d: self.known[d] for d in self.pointers.values() if d in self.known}
+
+    @property
+    def pinned(self) -> dict[str, Record]:
+        """The records whose tables' versions are tagged: what was chosen or measured, and all
+        above, by digest."""
+        wanted = {d: r for d, r in self.known.items() if kind(r.asset) in _PINNED}
+        return dict(above(self.known, wanted))
 
 
 def read_audit(records: Records) -> Audit:
     """What `verify` and `withdrawn` look at."""
     unreadable, known = _read_records(records)
-    return Audit(records, unreadable, known, audited(known, records.pointers().values()))
+    pointers = records.pointers()
+    return Audit(records, unreadable, known, audited(known, pointers.values()), pointers)
 
 
 def verify(
-    standing: Standing,
+    standing: Standing | None,
     audit: Audit,
     store: Store,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Finding]:
-    """Every finding, in the order of the records' digests; none when all is as recorded."""
+    """Every finding, in the order of the records' digests; none when all is as recorded.
+    standing: None where Dagster's history can't be read, which is a finding of its own."""
     findings = list(audit.unreadable)
+    findings += [
+        _finding(audit, *problem) for problem in amendment_problems(audit.records, audit.known)
+    ]
     for digest, record in audit.kept:
         findings += [
             Finding(record.asset, digest, what, problem)
             for what, problem in _contents(digest, record, audit.records, store)
         ]
         progress(1)
-    return findings + list(_history(standing, audit.records, audit.known))
+    names = set(store.table_names())
+    for problem in (
+        *newest_problems(store, audit.current, names),
+        *tag_problems(store, audit.pinned, names),
+    ):
+        findings.append(_finding(audit, *problem))
+    if standing is not None:
+        findings += _history(standing, audit)
+    return findings
+
+
+def verify_project(
+    config: Config, audit: Audit, store: Store, progress: Callable[[int], None] = lambda _: None
+) -> list[Finding]:
+    """`verify` after the files of Dagster's history, which must be whole to be opened."""
+    damaged = [
+        Finding("Dagster's history", "", name, problem)
+        for name, problem in history_problems(config.home / "dagster")
+    ]
+    if damaged:
+        return damaged + verify(None, audit, store, progress)
+    with open_instance(config) as instance:
+        graph = build_definitions(config).resolve_asset_graph()
+        return verify(Standing(instance, graph, config), audit, store, progress)
+
+
+def _finding(audit: Audit, digest: str, what: str, problem: str) -> Finding:
+    record = audit.known.get(digest)
+    return Finding(record.asset if record is not None else "record", digest, what, problem)
 
 
 def withdrawn(audit: Audit) -> list[Withdrawn]:
@@ -124,8 +177,12 @@ def audited(known: Mapping[str, Record], current: Iterable[str]) -> list[tuple[s
     """(digest, record) of what must stay readable: all that is current or that a model may have
     been trained on, and everything above."""
     wanted = {digest for digest, record in known.items() if kind(record.asset) in _AUDITED}
-    wanted |= {digest for digest in current if digest in known}
-    reached: set[str] = set()
+    return above(known, wanted | {digest for digest in current if digest in known})
+
+
+def above(known: Mapping[str, Record], digests: Iterable[str]) -> list[tuple[str, Record]]:
+    """(digest, record) of these and of everything above them, sorted by digest."""
+    wanted, reached = set(digests), set()
     while wanted:
         digest = wanted.pop()
         reached.add(digest)
@@ -144,13 +201,8 @@ def _contents(
     removed = amendment.removed if amendment else {}
     for name, seal in sorted(record.tables.items()):
         faults = [
-            fault
-            for path, expected in sorted(seal.files.items())
-            for fault in _stored(
-                f"table {name} version {seal.version}: {path}",
-                expected,
-                partial(store.open_file, name, path),
-            )
+            (f"table {name} version {seal.version}: {path}", problem)
+            for path, problem in seal_faults(store, name, seal)
         ]
         # Rows are decoded only from bytes that are what they were.
         yield from faults or _rows(store, name, seal, record, removed)
@@ -192,19 +244,21 @@ def _rows(
         yield what, f"its rows are those of data version {version[:16]}, not the recorded one"
 
 
-def _history(
-    standing: Standing, records: Records, known: Mapping[str, Record]
-) -> Iterator[Finding]:
-    """Dagster's event log against the records: each materialisation's record, its data
-    version, and what it says it consumed."""
-    graph = standing.graph
-    pointers = {**records.retired(), **records.pointers()}
-    for key in sorted(graph.materializable_asset_keys):
+def _history(standing: Standing, audit: Audit) -> Iterator[Finding]:
+    """Dagster's event log against the records: each materialisation's record, its data version,
+    and what it says it consumed; and each current record's materialisation."""
+    graph, known = standing.graph, audit.known
+    pointers = {**audit.records.retired(), **audit.pointers}
+    seen: set[tuple[str, str | None]] = set()
+    # Of names that are configured no more, all that is asked is whether they were made.
+    others = {dg.AssetKey(asset.partition("[")[0].split("/")) for asset in audit.pointers}
+    for key in sorted(graph.materializable_asset_keys | others):
         newest: set[str | None] = set()
         for event in materialisations(standing.instance, key):
             digest = record_of(event)
             asset = label(key, event.partition_key)
-            if digest is None:
+            seen.add((asset, digest))
+            if digest is None or key not in graph.materializable_asset_keys:
                 continue
             if digest not in known:
                 yield Finding(asset, digest, "record", "Dagster names a record that is not here")
@@ -220,6 +274,10 @@ def _history(
                 problem = f"Dagster's data version is {version}, the record's {record.data_version}"
                 yield Finding(asset, digest, "data version", problem)
             yield from _consumed(standing, key, event, digest, record, known)
+    for asset, digest in sorted(audit.pointers.items()):
+        if (asset, digest) not in seen:
+            problem = "Dagster's history has no materialisation with this record"
+            yield Finding(asset, digest, "record", problem)
 
 
 def _consumed(

@@ -9,7 +9,7 @@ scores and reasons are left, and what stood on the samples is tainted until it i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,25 +17,25 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from assets.raw_pool import pool_table, quarantine_table
-from assets.targets import test_rows_table
 from mona.errors import RequestError, WorkError
-from mona.export import held, without
+from mona.export import held, unfinished, without
 from mona.files import file_digest
 from mona.pool import Withdrawn, row_digest
 from mona.traces import BLANK, Traces
 from orchestration.config import Config
 from orchestration.home import alone, dagster_home
-from orchestration.lineage import uses_of_sample
+from orchestration.lineage import uses_of_samples
 from orchestration.notices import post
 from orchestration.scrub import scrub
 from orchestration.taints import mark, readable, standing_on
 from orchestration.verify import audited
-from resources.exports import Exports
+from resources.exports import ExportFile, Exports
 from resources.purge import Cut, remove_rest, rewrite, rows_ever, rows_with, versions
 from resources.records import Records, seal_at
 from resources.store import Store
+from resources.tables import TableKind, Whose, kind_of, tables_about
 from resources.withdrawals import Withdrawal, Withdrawals
 
 _NAMED = 5
@@ -57,6 +57,21 @@ class Report:
     tainted: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a withdrawal would take: table -> rows of its newest version that go, or whose text
+    is blanked; exported files -> rows; the asset partitions whose current record would be
+    tainted, and how many past records. standing: what the ledger says of it already, or ""."""
+
+    withdrawal: str
+    samples: int
+    standing: str
+    tables: dict[str, int]
+    exports: dict[str, int]
+    tainted: list[str]
+    past: int
+
+
 def of_samples(
     ids: Iterable[str], reason: str, config: Config, records: Records, store: Store
 ) -> Withdrawal:
@@ -68,22 +83,17 @@ def of_samples(
     before = Withdrawals(config.home).get(Withdrawal(reason, tuple(asked)).name)
     if before is not None:
         return before
-    samples = _in_tables(store, "pool.", asked)
-    examples = _in_tables(store, "examples.", asked)
-    for target, found in _in_tables(store, "test_rows.", asked).items():
-        examples[target] = sorted({*found, *examples.get(target, [])})
-    known = {key for found in (*samples.values(), *examples.values()) for key in found}
-    known |= {key for withdrawal in Withdrawals(config.home).all() for key in withdrawal.all_ids}
-    unknown = []
-    for key in asked:
-        if key in known:
-            continue
-        # A pool's old version may be gone while the subset chosen from it is kept.
-        uses = uses_of_sample(records, store, key)
-        for dataset in sorted({use.subset.partition("[")[2].partition("|")[0] for use in uses}):
-            samples.setdefault(dataset, []).append(key)
-        if not uses:
-            unknown.append(key)
+    samples = _in_tables(store, "dataset", asked)
+    examples = _in_tables(store, "target", asked)
+    found = {key for ids in (*samples.values(), *examples.values()) for key in ids}
+    found |= {key for withdrawal in Withdrawals(config.home).all() for key in withdrawal.all_ids}
+    known = readable(records)
+    # A pool's old version may be gone while the subset chosen from it is kept.
+    for use in uses_of_samples(known, store, [key for key in asked if key not in found]):
+        dataset = use.subset.partition("[")[2].partition("|")[0]
+        samples[dataset] = sorted({*samples.get(dataset, []), use.sample_id})
+        found.add(use.sample_id)
+    unknown = [key for key in asked if key not in found]
     if unknown:
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         raise RequestError(
@@ -95,7 +105,7 @@ def of_samples(
         datasets=tuple(sorted(samples)),
         samples=samples,
         examples=examples,
-        tainted=standing_on(records, store, samples, examples),
+        tainted=standing_on(known, store, samples, examples),
     )
 
 
@@ -116,10 +126,8 @@ def of_source(
         if any(this.covers(given.name) for given in spec.sources)
     }
     samples: dict[str, list[str]] = {}
-    for name in store.table_names():
-        if not name.startswith("pool."):
-            continue
-        dataset = name.removeprefix("pool.")
+    for name, kind in _text_tables(store, "dataset"):
+        dataset = kind.owner(name)
         going: dict[str, bool] = {}
         for version in reversed(versions(store, name)):
             for batch in store.scan(name, ["sample_id", "origins"], version=version):
@@ -139,19 +147,76 @@ def of_source(
         source=source,
         datasets=tuple(sorted(touched)),
         samples=samples,
-        tainted=standing_on(records, store, samples, {}),
+        tainted=standing_on(readable(records), store, samples, {}),
     )
 
 
-def _in_tables(store: Store, prefix: str, ids: Sequence[str]) -> dict[str, list[str]]:
-    """Dataset or target -> those of the ids that any version of its table holds."""
-    found = {}
-    for name in store.table_names():
-        if name.startswith(prefix):
-            keys = {row["sample_id"] for row in rows_ever(store, name, "sample_id", ids, [])}
-            if keys:
-                found[name.removeprefix(prefix)] = sorted(keys)
-    return found
+def _text_tables(store: Store, whose: Whose) -> list[tuple[str, TableKind]]:
+    """The tables that samples' text is read from: what all others are computed of."""
+    return [
+        (name, kind)
+        for name in store.table_names()
+        if (kind := kind_of(name)) is not None and kind.whose == whose and _is_text(kind)
+    ]
+
+
+def _is_text(kind: TableKind) -> bool:
+    return kind.holds_text and kind.rows == "go" and kind.key == "sample_id"
+
+
+def _in_tables(store: Store, whose: Whose, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Dataset or target -> those of the ids that any version of its tables holds."""
+    found: dict[str, set[str]] = {}
+    for name, kind in _text_tables(store, whose):
+        keys = {row["sample_id"] for row in rows_ever(store, name, "sample_id", ids, [])}
+        if keys:
+            found.setdefault(kind.owner(name), set()).update(keys)
+    return {owner: sorted(keys) for owner, keys in found.items()}
+
+
+def ever_stored(store: Store, sample_id: str) -> bool:
+    """Whether any version of a pool or of a target's rows holds a sample."""
+    return any(_in_tables(store, whose, [sample_id]) for whose in ("dataset", "target"))
+
+
+def preview(withdrawal: Withdrawal, config: Config, records: Records, store: Store) -> Preview:
+    """What `carry_out` would take; nothing is changed."""
+    nothing = Report(withdrawal.name, 0)
+    traces = _traces(store, withdrawal, nothing)
+    tables: dict[str, int] = {}
+    for name, _, cut in _cuts(store, withdrawal, traces, nothing):
+        columns = [c for c in cut.columns if c in store.open(name).schema.names]
+        batches = store.scan(name, columns) if len(columns) == len(cut.columns) else ()
+        rows = sum(pc.sum(cut.found(batch)).as_py() or 0 for batch in batches)
+        if rows:
+            tables[name] = rows
+    exports = {
+        path: len(ids)
+        for export in Exports(config.home).all()[0]
+        if (ids := set(withdrawal.samples.get(export.dataset, [])) & set(export.sample_ids))
+        for path, file in export.files.items()
+        if file.kind != "settings"
+    }
+    pointers = records.pointers()
+    current = {a for d, a in withdrawal.tainted.items() if pointers.get(a) == d}
+    ledger = Withdrawals(config.home)
+    standing = ""
+    if ledger.get(withdrawal.name) is not None:
+        open_ = withdrawal.name in ledger.unfinished()
+        standing = (
+            f", begun {withdrawal.at[:10]} and not complete"
+            if open_
+            else f", complete since {withdrawal.at[:10]}"
+        )
+    return Preview(
+        withdrawal.name,
+        len(withdrawal.all_ids),
+        standing,
+        tables,
+        exports,
+        sorted(current),
+        len(withdrawal.tainted) - len(current),
+    )
 
 
 def finish_pending(
@@ -200,11 +265,17 @@ def carry_out(
         _clear_wheels(config, withdrawal)
         _clean_exports(config, withdrawal, report)
         report.history = scrub(Path(dagster_home(config)), withdrawal.all_ids, traces)
-        for name, cut in _tables(store, withdrawal, traces):
-            _clean_table(withdrawal, records, store, name, cut, report)
+        _clean_tables(withdrawal, records, store, traces, report)
         tainted = mark(instance, definitions, records)
         report.tainted = [a for a in tainted if a in withdrawal.tainted.values()]
-        ledger.close(withdrawal.name, {"tables": report.tables, "by_hand": report.by_hand})
+        ledger.close(
+            withdrawal.name,
+            {
+                "tables": report.tables,
+                "by_hand": report.by_hand,
+                "amendments": _amendments(records, withdrawal.name),
+            },
+        )
     post(
         config,
         {
@@ -223,27 +294,36 @@ def _traces(store: Store, withdrawal: Withdrawal, report: Report) -> Traces:
     lie outside, are listed."""
     traces = Traces()
     files: set[str] = set()
-    for dataset, ids in withdrawal.samples.items():
-        for row in _stored_rows(store, pool_table(dataset), ids, ["messages", "origins"]):
-            for message in row["messages"]:
-                traces.add(message["content"])
-            for origin in row["origins"]:
-                line = "" if withdrawal.source else f" line {origin['line']}"
-                files.add(f"{origin['source']}: {origin['file']}{line}")
-    for target, ids in withdrawal.examples.items():
-        for name in (f"examples.{target}", test_rows_table(target)):
-            for row in _stored_rows(store, name, ids, ["messages", "question", "references"]):
-                turns = [message["content"] for message in row["messages"]]
-                for text in (*turns, row["question"], *row["references"]):
+    for owned, whose in _owned(withdrawal):
+        for name, kind in _text_tables(store, whose):
+            ids = owned.get(kind.owner(name), [])
+            has = store.open(name).schema.names
+            texts = [column for column in kind.of("text") if column in has]
+            origins = [column for column in ("origins",) if column in has]
+            for row in rows_ever(store, name, "sample_id", ids, [*texts, *origins]) if ids else ():
+                for text in _strings([row[column] for column in texts]):
                     traces.add(text)
+                for origin in row.get("origins") or ():
+                    line = "" if withdrawal.source else f" line {origin['line']}"
+                    files.add(f"{origin['source']}: {origin['file']}{line}")
     report.by_hand += [f"its source still has it, {f}" for f in sorted(files)][:_FILES_NAMED]
     return traces
 
 
-def _stored_rows(
-    store: Store, name: str, ids: Sequence[str], columns: Sequence[str]
-) -> Iterable[dict[str, Any]]:
-    return rows_ever(store, name, "sample_id", ids, columns) if store.exists(name) else ()
+def _owned(withdrawal: Withdrawal) -> tuple[tuple[Mapping[str, list[str]], Whose], ...]:
+    """(owner -> the ids that go, whose they are)."""
+    return (withdrawal.samples, "dataset"), (withdrawal.examples, "target")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a row's nested value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
 
 
 def _clear_scratch(config: Config) -> None:
@@ -272,64 +352,81 @@ def _clear_wheels(config: Config, withdrawal: Withdrawal) -> None:
 def _clean_exports(config: Config, withdrawal: Withdrawal, report: Report) -> None:
     """Takes the rows out of exports that are as written; others are for a person."""
     exports = Exports(config.home)
-    for export in exports.all():
+    noted, unreadable = exports.all()
+    report.by_hand += unreadable
+    for export in noted:
         ids = set(withdrawal.samples.get(export.dataset, [])) & set(export.sample_ids)
-        if not ids:
-            continue
-        files = {Path(path): digest for path, digest in export.files.items()}
-        for path, digest in files.items():
-            if not path.is_file():
-                report.by_hand.append(f"export, no longer there: {path}")
-            elif file_digest(path) == digest:
-                taken = without(path, ids)
-                if taken:
-                    report.exports[str(path)] = taken
-            elif _may_hold(path, ids):
-                report.by_hand.append(f"export, changed since it was written: {path}")
-        if all(path.is_file() and not _may_hold(path, ids) for path in files):
-            left = [key for key in export.sample_ids if key not in ids]
-            exports.remember(export.record, export.dataset, left, list(files))
+        # Every file, also after one that is left to a person.
+        clean = [_clean_export(Path(p), f, ids, report) for p, f in export.files.items() if ids]
+        if ids and all(clean):
+            exports.settle(export, [key for key in export.sample_ids if key not in ids])
 
 
-def _may_hold(path: Path, ids: set[str]) -> bool:
+def _clean_export(path: Path, file: ExportFile, ids: set[str], report: Report) -> bool:
+    """Whether nothing of the samples is left in a file of an export."""
     try:
-        return held(path, ids) > 0
-    except (WorkError, KeyError, TypeError):
-        return True
+        if file.sha256 is None:
+            # The writing was cut short: what it had written lies beside the file's place.
+            unfinished(path).unlink(missing_ok=True)
+            if not path.exists():
+                return True
+        if file.kind == "settings":
+            return True
+        if not path.is_file():
+            report.by_hand.append(f"export, no longer there: {path}")
+            return False
+        if file.sha256 in (None, file_digest(path)):
+            taken = without(path, file.kind, ids)
+            if taken:
+                report.exports[str(path)] = report.exports.get(str(path), 0) + taken
+        elif held(path, file.kind, ids):
+            report.by_hand.append(f"export, changed since it was written: {path}")
+            return False
+    except (WorkError, OSError) as error:
+        # Nothing may keep a withdrawal from its end: a person has to look at this one.
+        report.by_hand.append(f"export, look for its rows yourself: {error}")
+        return False
+    return True
 
 
-def _tables(store: Store, withdrawal: Withdrawal, traces: Traces) -> Iterator[tuple[str, Cut]]:
-    """The tables and what goes from each. Those that hold the text come last, since an
-    interrupted withdrawal needs it again."""
+def _cuts(
+    store: Store, withdrawal: Withdrawal, traces: Traces, report: Report
+) -> list[tuple[str, TableKind, Cut]]:
+    """What goes from each table. Those that hold the text come last, since an interrupted
+    withdrawal needs it again."""
     names = store.table_names()
-    texts: list[tuple[str, Cut]] = []
-    if withdrawal.samples or withdrawal.examples:
-        for name in names:
-            if name.startswith("evaluation."):
-                asked = withdrawal.examples.get(name.split(".")[1], [])
-                yield name, _answers(set(asked), traces)
-    for kind, owners in (("", withdrawal.samples), ("example_", withdrawal.examples)):
-        for owner, ids in owners.items():
-            prefixes = (f"{kind}activations.{owner}.", f"{kind}codes.{owner}.")
-            cut = rows_with("sample_id", ids)
-            yield from ((name, cut) for name in names if name.startswith(prefixes))
-            own = [f"examples.{owner}", test_rows_table(owner)] if kind else [pool_table(owner)]
-            texts += [(name, cut) for name in own if name in names]
+    report.by_hand += [
+        f"table of a kind that is not declared: {name}" for name in names if kind_of(name) is None
+    ]
+    found: list[tuple[str, TableKind, Cut]] = []
+    for owned, whose in _owned(withdrawal):
+        for owner, ids in owned.items():
+            for name, kind in tables_about(names, whose, owner):
+                if kind.rows == "go" and kind.key == "sample_id":
+                    found.append((name, kind, rows_with("sample_id", ids)))
+    gone = withdrawal.samples or withdrawal.examples
+    declared = [(name, known) for name in names if (known := kind_of(name)) is not None]
+    for name, kind in declared if gone else ():
+        if kind.rows == "stay":
+            mine = withdrawal.samples if kind.whose == "dataset" else withdrawal.examples
+            asked = set(mine.get(kind.owner(name), []))
+            found += [(name, kind, _blanked(c, asked, traces)) for c in kind.of("text")]
     if withdrawal.source is not None:
         this = Withdrawn(sources=(withdrawal.source,))
-        for name in map(quarantine_table, withdrawal.datasets):
-            labels = sorted(filter(this.covers, _labels(store, name) if name in names else ()))
-            if labels:
-                yield name, rows_with("source", labels)
-    yield from texts
+        for dataset in withdrawal.datasets:
+            for name, kind in tables_about(names, "dataset", dataset):
+                if kind.key == "source":
+                    labels = sorted(filter(this.covers, _labels(store, name)))
+                    found += [(name, kind, rows_with("source", labels))] if labels else []
+    return sorted(found, key=lambda cut: _is_text(cut[1]))
 
 
-def _answers(asked: set[str], traces: Traces) -> Cut:
-    """A model's answers to withdrawn test rows, and those that say a withdrawn text again, as a
-    model does that was tuned on it. The values measured stay."""
+def _blanked(column: str, asked: Collection[str], traces: Traces) -> Cut:
+    """Text in rows that stay: of withdrawn samples, and where it says a withdrawn text again, as
+    the answer does of a model that was tuned on it. What was measured stays."""
 
     def found(batch: pa.RecordBatch) -> pa.Array:
-        ids, answers = batch.column("sample_id").to_pylist(), batch.column("answer").to_pylist()
+        ids, answers = batch.column("sample_id").to_pylist(), batch.column(column).to_pylist()
         return pa.array(
             [
                 answer is not None
@@ -340,7 +437,7 @@ def _answers(asked: set[str], traces: Traces) -> Cut:
             pa.bool_(),
         )
 
-    return Cut(("sample_id", "answer"), found, blank="answer")
+    return Cut(("sample_id", column), found, blank=column)
 
 
 def _labels(store: Store, name: str) -> set[str]:
@@ -352,41 +449,58 @@ def _labels(store: Store, name: str) -> set[str]:
     }
 
 
-def _clean_table(
-    withdrawal: Withdrawal,
-    records: Records,
-    store: Store,
-    name: str,
-    cut: Cut,
-    report: Report,
+def _clean_tables(
+    withdrawal: Withdrawal, records: Records, store: Store, traces: Traces, report: Report
 ) -> None:
+    """Writes every table anew without what goes, and amends the records that name it."""
     known = readable(records)
-    kept = audited(known, records.pointers().values())
-    pinned = [digest for digest, record in kept if name in record.tables]
-    keep = {known[digest].tables[name].version for digest in pinned}
-    moved = rewrite(store, name, cut, keep | set(store.tags(name).values()))
-    seals = {new: seal_at(store, name, new) for new in moved.values()}
-    for digest, record in known.items():
-        seal = record.tables.get(name)
-        if seal is not None and seal.version in moved:
-            removed = _row_digests(store, name, seal.version, cut)
-            tables = {name: seals[moved[seal.version]]}
-            records.amend(digest, tables, removed, withdrawal.name)
-    for digest in pinned:
-        version = records.get(digest).tables[name].version
-        if version in versions(store, name):
-            store.tag(name, f"record-{digest[:16]}", version)
-    remove_rest(store, name, moved)
-    if moved:
-        report.tables[name] = len(moved)
+    kept = {digest for digest, _ in audited(known, records.pointers().values())}
+    for name, kind, cut in _cuts(store, withdrawal, traces, report):
+        pinned = [digest for digest in kept if name in known[digest].tables]
+        keep = {known[digest].tables[name].version for digest in pinned}
+        moved = rewrite(store, name, cut, keep | set(store.tags(name).values()))
+        seals = {new: seal_at(store, name, new) for new in moved.values()}
+        for digest, record in list(known.items()):
+            seal = record.tables.get(name)
+            if seal is not None and seal.version in moved:
+                gone, removed = _gone(store, name, kind, seal.version, cut)
+                new = seals[moved[seal.version]]
+                records.amend(digest, name, new, gone=gone, removed=removed, by=withdrawal.name)
+                known[digest] = records.get(digest)
+        there = set(versions(store, name))
+        for digest in pinned:
+            version = known[digest].tables[name].version
+            if version in there:
+                store.tag(name, f"record-{digest[:16]}", version)
+        remove_rest(store, name, moved)
+        if moved:
+            report.tables[name] = report.tables.get(name, 0) + len(moved)
 
 
-def _row_digests(store: Store, name: str, version: int, cut: Cut) -> Mapping[str, str]:
-    """Sample id -> row digest of the pool rows that go from a version; none of other tables."""
-    if not name.startswith("pool."):
-        return {}
-    return {
-        row["sample_id"]: row_digest(row["sample_id"], row["origins"]).hex()
-        for batch in store.scan(name, ["sample_id", "origins"], version=version)
-        for row in batch.filter(cut.found(batch)).to_pylist()
-    }
+def _gone(
+    store: Store, name: str, kind: TableKind, version: int, cut: Cut
+) -> tuple[list[str], dict[str, str]]:
+    """(key of every row that goes from a version, of pool rows sample id -> row digest)."""
+    if cut.blank is not None or kind.key is None:
+        return [], {}
+    is_pool = kind.name == "pool"
+    columns = ["sample_id", "origins"] if is_pool else [kind.key]
+    keys, digests = [], {}
+    for batch in store.scan(name, columns, version=version):
+        for row in batch.filter(cut.found(batch)).to_pylist():
+            keys.append(str(row[kind.key]))
+            if is_pool:
+                digests[row["sample_id"]] = row_digest(row["sample_id"], row["origins"]).hex()
+    return keys, digests
+
+
+def _amendments(records: Records, withdrawal: str) -> dict[str, list[str]]:
+    """Record -> the digests of the steps by which a withdrawal amended it."""
+    found: dict[str, list[str]] = {}
+    for digest in records.amended():
+        amendment = records.amendment(digest)
+        steps = amendment.steps if amendment is not None else []
+        by = [step.digest for step in steps if step.withdrawal == withdrawal]
+        if by:
+            found[digest] = by
+    return found

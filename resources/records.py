@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,10 +29,9 @@ from mona.content import ContentDigest
 from mona.errors import WorkError
 from mona.files import file_digest, stream_digest, write_whole
 from resources.store import Store
+from resources.tables import kind_of
 
 LIBRARIES = ("torch", "transformers", "sae-lens", "trl", "peft", "lm-eval", "lancedb", "pylance")
-# Token activations are a cache that results never need: their files are sealed, not decoded.
-_UNDECODED = ("tokens",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +64,37 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class AmendmentStep:
+    """One table of a record, written anew by one withdrawal.
+
+    gone: the key (sample id; source, where rows have no id) of every row that left. removed: of
+    pool rows, sample id -> row digest, from which the recorded data version can still be
+    computed. previous: the digest of the step before; of the first one, the record's.
+    """
+
+    withdrawal: str
+    table: str
+    seal: TableSeal
+    gone: list[str]
+    removed: dict[str, str]
+    previous: str
+
+    @property
+    def digest(self) -> str:
+        """What the next step and the closed withdrawal name it by."""
+        return hashlib.sha256(_canonical(asdict(self))).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class Amendment:
-    """What withdrawals changed after a record was written: its tables as they are now, and
-    what is left of the pool rows that are gone (sample id -> their row digest, from which
-    the recorded data version can still be computed)."""
+    """What withdrawals changed after a record was written: its tables as they are now, what is
+    left of the pool rows that are gone, and the steps that led there (none in the form that
+    stores of before have)."""
 
     tables: dict[str, TableSeal]
     removed: dict[str, str]
     withdrawals: list[str]
+    steps: list[AmendmentStep] = field(default_factory=list)
 
 
 class Records(dg.ConfigurableResource):
@@ -111,15 +133,9 @@ class Records(dg.ConfigurableResource):
     def get(self, digest: str) -> Record:
         """The record of this digest, its tables as they are after withdrawals. WorkError when
         it is missing or is not what it was."""
-        body = self.body(digest)
-        if hashlib.sha256(body).hexdigest() != digest:
-            raise WorkError(f"record {digest} is not what it was: its bytes have another digest")
-        raw = json.loads(body)
-        tables = {name: TableSeal(**seal) for name, seal in raw.pop("tables").items()}
+        record = self.as_published(digest)
         amendment = self.amendment(digest)
-        if amendment is not None:
-            tables.update(amendment.tables)
-        return Record(**raw, tables=tables)
+        return replace(record, tables=record.tables | amendment.tables) if amendment else record
 
     def amendment(self, digest: str) -> Amendment | None:
         """What withdrawals changed of a record's tables, or None. WorkError when it can't be
@@ -130,24 +146,52 @@ class Records(dg.ConfigurableResource):
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             tables = {name: TableSeal(**seal) for name, seal in raw["tables"].items()}
-            return Amendment(tables, dict(raw["removed"]), list(raw["withdrawals"]))
+            steps = [
+                AmendmentStep(**{**step, "seal": TableSeal(**step["seal"])})
+                for step in raw.get("steps", [])
+            ]
+            return Amendment(tables, dict(raw["removed"]), list(raw["withdrawals"]), steps)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise WorkError(f"{path}: is no amendment of a record ({error})") from error
 
     def amend(
-        self, digest: str, tables: Mapping[str, TableSeal], removed: Mapping[str, str], by: str
+        self,
+        digest: str,
+        table: str,
+        seal: TableSeal,
+        *,
+        gone: Iterable[str],
+        removed: Mapping[str, str],
+        by: str,
     ) -> None:
-        """Notes that a record's tables were written anew without some rows, by withdrawal
-        `by`. The record's own bytes, and so its digest, stay."""
+        """Notes that a record's table was written anew without some rows, by withdrawal `by`.
+        The record's own bytes, and so its digest, stay."""
         before = self.amendment(digest) or Amendment({}, {}, [])
+        previous = before.steps[-1].digest if before.steps else digest
+        step = AmendmentStep(by, table, seal, sorted(gone), dict(removed), previous)
         after = Amendment(
-            {**before.tables, **tables},
+            {**before.tables, table: seal},
             {**before.removed, **removed},
             sorted({*before.withdrawals, by}),
+            [*before.steps, step],
         )
         folder = self._folder / "amended"
         folder.mkdir(exist_ok=True)
         write_whole(folder / f"{digest}.json", _canonical(asdict(after)))
+
+    def amended(self) -> list[str]:
+        """The digests of the records that were amended, sorted."""
+        return sorted(path.stem for path in (self._folder / "amended").glob("*.json"))
+
+    def as_published(self, digest: str) -> Record:
+        """The record of this digest as it was written, its tables before any withdrawal.
+        WorkError when it is missing or is not what it was."""
+        body = self.body(digest)
+        if hashlib.sha256(body).hexdigest() != digest:
+            raise WorkError(f"record {digest} is not what it was: its bytes have another digest")
+        raw = json.loads(body)
+        tables = {name: TableSeal(**seal) for name, seal in raw.pop("tables").items()}
+        return Record(**raw, tables=tables)
 
     def digests(self) -> list[str]:
         """Every record ever published, sorted."""
@@ -209,7 +253,10 @@ def seal_at(store: Store, name: str, table_version: int) -> TableSeal:
 def content_at(store: Store, name: str, table_version: int) -> tuple[int, str]:
     """(rows, digest of their values) of a table's version, decoded."""
     schema = store.open(name).schema
-    columns = [column for column in schema.names if column not in _UNDECODED]
+    kind = kind_of(name)
+    # Caches that results never need: their files are sealed, not decoded.
+    undecoded = kind.undecoded if kind is not None else ()
+    columns = [column for column in schema.names if column not in undecoded]
     digest = ContentDigest()
     for batch in store.scan(name, columns, version=table_version):
         digest.add(batch)
@@ -221,6 +268,24 @@ def file_digests(store: Store, name: str, table_version: int) -> Iterator[tuple[
     for path in store.files(name, table_version):
         with store.open_file(name, path) as stream:
             yield path, stream_digest(stream)
+
+
+def seal_faults(
+    store: Store, name: str, seal: TableSeal, *, manifest_only: bool = False
+) -> Iterator[tuple[str, str]]:
+    """(path under the table's folder, problem) of files that are not as sealed; with
+    `manifest_only`, of what says which files the version has."""
+    for path, expected in sorted(seal.files.items()):
+        if manifest_only and not path.startswith("_versions/"):
+            continue
+        try:
+            with store.open_file(name, path) as stream:
+                found = stream_digest(stream)
+        except (FileNotFoundError, IsADirectoryError):
+            yield path, "the file is missing"
+            continue
+        if found != expected:
+            yield path, f"its bytes have digest {found[:16]}, not {expected[:16]}"
 
 
 def folder_files(home: str, folder: Path) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """The store: named Lance tables under one root, with atomic replacement, appends merged on
 the key, tags that pin versions, and locks that keep two writers off one table.
 
-What the tables hold belongs to the modules that own their schemas; a version of a table that is
-handed to whoever reads it is `resources.table_at`.
+What the tables hold belongs to the modules that own their schemas, and which there are to
+`resources.tables`; a version of a table that is handed to whoever reads it is
+`resources.table_at`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import dagster as dg
 import pyarrow as pa
 
 from mona.errors import RequestError, WorkError
-from resources.table_at import TableAt, unreadable
+from resources.table_at import TableAt, damage, undamaged
+from resources.tables import require_declared
 from resources.withdrawals import Withdrawals
 
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
@@ -88,18 +90,39 @@ class Store(dg.ConfigurableResource):
             if not token:
                 return sorted(names)
 
+    def folders(self) -> set[str]:
+        """The names of the tables that have a folder, readable or not; without lancedb, whose
+        import takes a second."""
+        from pyarrow import fs
+
+        filesystem, root = fs.FileSystem.from_uri(self.root)
+        selector = fs.FileSelector(f"{root}/tables", allow_not_found=True)
+        found = (info.base_name for info in filesystem.get_file_info(selector))
+        return {name.removesuffix(".lance") for name in found if name.endswith(".lance")}
+
     def exists(self, name: str) -> bool:
         """Whether there is a table of this name."""
         return self._open(name) is not None
 
     def _open(self, name: str) -> Any | None:
-        try:
-            return self._connection.open_table(_checked(name))
-        except (FileNotFoundError, ValueError) as error:
-            # lancedb says "not found" in a ValueError; anything else is a fault of its own.
-            if "not found" not in str(error):
-                raise
-            return None
+        with self._undamaged(name):
+            try:
+                return self._connection.open_table(_checked(name))
+            except (FileNotFoundError, ValueError) as error:
+                # lancedb says "not found" in a ValueError; anything else is a fault of its own.
+                if "not found" not in str(error):
+                    raise
+                return None
+
+    def _undamaged(self, name: str) -> AbstractContextManager[None]:
+        return undamaged(name, self._folder_of(name))
+
+    def damage(self, name: str, problem: str) -> str:
+        """One line on a damaged table, with what a person can do about it."""
+        return damage(name, self._folder_of(name), problem)
+
+    def _folder_of(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/tables/{name}.lance"
 
     def open(self, name: str) -> Any:
         """The lancedb table. RequestError when it does not exist."""
@@ -111,8 +134,10 @@ class Store(dg.ConfigurableResource):
     def ensure(self, name: str, schema: pa.Schema) -> None:
         """Creates an empty table with `sample_id` as its key, unless it exists.
 
-        RequestError when it exists with another schema or other schema metadata.
+        RequestError when it exists with another schema or other schema metadata, WorkError when
+        `resources.tables` declares no such table.
         """
+        require_declared(_checked(name), schema)
         table = self._open(name)
         if table is None:
             with _disk_errors(name):
@@ -131,8 +156,10 @@ class Store(dg.ConfigurableResource):
     def replace(self, name: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
         """Replaces the table's rows in one commit and returns the new version.
 
-        Until the commit readers see what was there; a crash leaves it there.
+        Until the commit readers see what was there; a crash leaves it there. WorkError when
+        `resources.tables` declares no such table.
         """
+        require_declared(_checked(name), schema)
         reader = pa.RecordBatchReader.from_batches(schema, iter(batches))
         with _disk_errors(name):
             table = self._connection.create_table(_checked(name), data=reader, mode="overwrite")
@@ -173,15 +200,16 @@ class Store(dg.ConfigurableResource):
         """A version of a table, for reading. RequestError when there is no such table, WorkError
         when the version is gone or can't be read."""
         table = self.open(name)
-        with unreadable(f"table '{name}' version {version}"):
-            return TableAt(name, version, table.to_lance().checkout_version(version))
+        with self._undamaged(name):
+            dataset = table.to_lance().checkout_version(version)
+            return TableAt(name, version, dataset, self._folder_of(name))
 
     def newest(self, name: str) -> TableAt:
         """A table as it is now, for reading: what is committed later is not seen through it."""
         table = self.open(name)
-        with unreadable(f"table '{name}'"):
+        with self._undamaged(name):
             dataset = table.to_lance()
-            return TableAt(name, int(dataset.version), dataset)
+            return TableAt(name, int(dataset.version), dataset, self._folder_of(name))
 
     def _at(self, name: str, version: int | None) -> TableAt:
         return self.newest(name) if version is None else self.at(name, version)

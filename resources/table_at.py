@@ -7,6 +7,7 @@ opened tables on: what another process commits meanwhile is not seen through the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +20,18 @@ import pyarrow.compute as pc
 
 from mona.errors import WorkError
 
+_PLACE_IN_LANCE = re.compile(r",? /\S+\.rs:\d+:\d+")
+
 
 @dataclass(frozen=True)
 class TableAt:
-    """One version of one table; `dataset` is Lance's handle of it, which never moves on."""
+    """One version of one table; `dataset` is Lance's handle of it, which never moves on, and
+    `folder` where it lies."""
 
     name: str
     version: int
     dataset: Any
+    folder: str
 
     @property
     def schema(self) -> pa.Schema:
@@ -65,7 +70,7 @@ class TableAt:
         """Batches of the chosen columns in table order, streamed; `where` is an SQL predicate.
 
         WorkError where the stored rows can't be read."""
-        with unreadable(f"table '{self.name}' version {self.version}"):
+        with undamaged(self.name, self.folder):
             yield from self.dataset.to_batches(
                 columns=list(columns) if columns is not None else None,
                 filter=where,
@@ -91,18 +96,26 @@ class TableAt:
 
     def take(self, positions: np.ndarray | pa.Array, columns: Sequence[str]) -> pa.Table:
         """The rows at these positions of the table's order, in the order asked for."""
-        with unreadable(f"table '{self.name}' version {self.version}"):
+        with undamaged(self.name, self.folder):
             return self.dataset.take(positions, columns=list(columns))
 
 
+def damage(name: str, folder: str, problem: str) -> str:
+    """One line on a damaged table, with what a person can do about it."""
+    return (
+        f"table '{name}': {problem}: restore {folder} from a backup, or delete that folder "
+        "and the next mona run makes the table anew, without its past versions"
+    )
+
+
 @contextmanager
-def unreadable(what: str) -> Iterator[None]:
-    """What Lance says of files that are missing, cut or damaged, in one line."""
+def undamaged(name: str, folder: str) -> Iterator[None]:
+    """What lance raises of a damaged table as one line that says what to do."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
-        said = " ".join(str(error).split())[:200]
-        raise WorkError(
-            f"{what} can't be read: {said}; mona lineage verify names what is damaged: restore "
-            "it, or drop the table by mona gc and make it anew"
-        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = _PLACE_IN_LANCE.sub("", said)
+        raise WorkError(damage(name, folder, f"can't be read ({said})")) from error

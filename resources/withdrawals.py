@@ -92,6 +92,17 @@ class Withdrawals:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         _write(self._done(name), {"at": at, **report})
 
+    def report(self, name: str) -> dict[str, Any] | None:
+        """What a withdrawal was closed with; None where it is not complete. WorkError for a file
+        that can't be read."""
+        path = self._done(name)
+        if not path.exists():
+            return None
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise WorkError(f"{path}: is no report of a withdrawal ({error})") from error
+
     def forbidden(self) -> Withdrawn:
         """What no pool and no target may hold."""
         everything = self.all()

@@ -142,7 +142,15 @@ def test_a_withdrawal_beside_the_ui_leaves_nothing_and_the_sweep_makes_anew(
         stop = threading.Event()
         browser = threading.Thread(target=ask_until, args=(stop, address, top))
         browser.start()
-        command = [sys.executable, "-m", "orchestration.cli", "withdraw", "--sample", sample]
+        command = [
+            sys.executable,
+            "-m",
+            "orchestration.cli",
+            "withdraw",
+            "--yes",
+            "--sample",
+            sample,
+        ]
         command += ["--reason", "asked by its author", "--config", str(project.config_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

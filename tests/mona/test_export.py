@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mona.errors import RequestError
-from mona.export import ExportFormat, export, held, without
+from mona.errors import RequestError, WorkError
+from mona.export import ExportFormat, export, files_of, held, kind_by_content, unfinished, without
 from mona.spec import FinetuneSpec, LanguageModel
 
 Row = dict[str, Any]
@@ -367,10 +367,45 @@ def test_an_export_is_readable_like_any_new_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_samples_are_taken_out_of_a_written_export(fmt: ExportFormat, tmp_path: Path) -> None:
     whole, expected = tmp_path / "whole" / "out", tmp_path / "expected" / "out"
-    files = export([PLAIN, LONG], fmt, whole)
-    assert [held(file, {"l1", "x"}) for file in files] == [1, 0][: len(files)]
-    assert [without(file, {"l1", "x"}) for file in files] == [1, 0][: len(files)]
+    assert export([PLAIN, LONG], fmt, whole) == list(files_of(fmt, whole))
+    files = files_of(fmt, whole)
+    assert [held(*file, {"l1", "x"}) for file in files.items()] == [1, 0][: len(files)]
+    assert [without(*file, {"l1", "x"}) for file in files.items()] == [1, 0][: len(files)]
     wanted = export([PLAIN], fmt, expected)
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in wanted]
-    assert [without(file, {"p1"}) for file in files] == [1, 0][: len(files)]
-    assert [held(file, {"p1", "l1"}) for file in files] == [0, 0][: len(files)]
+    assert [without(*file, {"p1"}) for file in files.items()] == [1, 0][: len(files)]
+    assert [held(*file, {"p1", "l1"}) for file in files.items()] == [0, 0][: len(files)]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_what_a_file_is_can_be_told_from_how_it_begins(fmt: ExportFormat, tmp_path: Path) -> None:
+    spec = FinetuneSpec() if fmt == "llamafactory" else None
+    export([PLAIN, LONG], fmt, tmp_path / "out", training=spec)
+    files = files_of(fmt, tmp_path / "out", spec)
+    assert {file: kind_by_content(file) for file in files} == files
+
+
+@pytest.mark.parametrize(
+    "text", ["not json", '{"messages": []}\n', '[{"sample_id": 1}', "[1, 2]", "\udcff", "PAR1"]
+)
+@pytest.mark.parametrize("kind", ["jsonl", "array", "parquet"])
+def test_what_is_no_export_any_more_is_said(text: str, kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "subset"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    for call in (held, without):
+        with pytest.raises(WorkError, match=f"{file}: (can't be read as|has rows without)"):
+            call(file, kind, {"l1"})  # type: ignore[arg-type]
+    assert file.read_bytes() == text.encode("utf-8", "surrogateescape")
+
+
+def test_what_a_kill_leaves_lies_where_it_is_sought(tmp_path: Path) -> None:
+    for out in (tmp_path / "subset.jsonl", tmp_path / ("n" * 255)):
+        seen = []
+
+        def rows(out: Path = out, seen: list[bool] = seen) -> Iterator[dict[str, Any]]:
+            yield PLAIN
+            seen.append(unfinished(out).exists())
+
+        export(rows(), "jsonl", out)
+        assert seen == [True]
+        assert not unfinished(out).exists()

@@ -20,7 +20,7 @@ from orchestration.definitions import build_definitions, build_resources
 from orchestration.home import open_instance
 from orchestration.planner import Choice, Standing, states, steps
 from orchestration.run import Done, bring_up_to_date, observe
-from orchestration.verify import Finding, read_audit, verify
+from orchestration.verify import Finding, read_audit, verify_project
 
 FRUITS = ("apple", "pear", "plum", "fig", "quince", "cherry", "medlar", "grape")
 
@@ -121,9 +121,7 @@ def findings(project: Project) -> list[Finding]:
     """What `mona lineage verify` finds."""
     config = project.config
     resources = build_resources(config)
-    with open_instance(config) as instance:
-        standing = Standing(instance, build_definitions(config).resolve_asset_graph(), config)
-        return verify(standing, read_audit(resources["records"]), resources["store"])
+    return verify_project(config, read_audit(resources["records"]), resources["store"])
 
 
 def small_project(root: Path, model: Path) -> Project:

@@ -181,7 +181,7 @@ def test_a_tick_of_the_sweep_requests_what_was_missed_and_no_more(
 
 
 def withdraw(project: Project, sample: str) -> None:
-    given = ["withdraw", "--sample", sample, "--reason", "asked"]
+    given = ["withdraw", "--yes", "--sample", sample, "--reason", "asked"]
     cli.cli([*given, "--config", str(project.config_path)], standalone_mode=False)
 
 

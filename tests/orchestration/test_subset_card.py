@@ -115,7 +115,15 @@ def test_what_was_withdrawn_is_not_counted(overlapping: Project) -> None:
     first, *others = rows.to_pylist()
     both = sum(len({o["source"] for o in row["origins"]}) == 2 for row in others)
     assert both
-    mona(overlapping, "withdraw", "--sample", first["sample_id"], "--reason", "asked by its author")
+    mona(
+        overlapping,
+        "withdraw",
+        "--yes",
+        "--sample",
+        first["sample_id"],
+        "--reason",
+        "asked by its author",
+    )
     text = card(overlapping)
     assert text.count("| second | MIT |") == 1
     assert "\n9 samples (" in text
@@ -123,7 +131,7 @@ def test_what_was_withdrawn_is_not_counted(overlapping: Project) -> None:
     assert "asked by its author" in text
     assert first["sample_id"] not in text
 
-    mona(overlapping, "withdraw", "--source", "second", "--reason", "its licence changed")
+    mona(overlapping, "withdraw", "--yes", "--source", "second", "--reason", "its licence changed")
     left = [r for r in others if any(o["source"] == "fruit" for o in r["origins"])]
     text = card(overlapping, "--force")
     assert f"\n{len(left)} samples (" in text

@@ -24,7 +24,7 @@ from orchestration import cli, scrub, withdrawal
 from orchestration.definitions import build_resources
 from orchestration.home import open_instance
 from orchestration.lineage import uses_of_origin, uses_of_sample
-from orchestration.taints import CHECK, standing_on, taints
+from orchestration.taints import CHECK, readable, standing_on, taints
 from orchestration.verify import read_audit, withdrawn
 from resources.records import Record, Records
 from resources.withdrawals import Withdrawals
@@ -127,7 +127,7 @@ def test_a_sample_is_found_everywhere_before_and_nowhere_after(one: Project, mon
     uses = uses_of_sample(records_of(one), one.store, sample)
 
     report = json.loads(
-        mona("withdraw", "--sample", sample, "--reason", "asked by its author", "--json")
+        mona("withdraw", "--yes", "--sample", sample, "--reason", "asked by its author", "--json")
     )
     assert len(report["exports"]) == 5
     assert set(report["exports"].values()) == {1}
@@ -212,8 +212,8 @@ def test_a_withdrawn_source_drops_its_pair_and_rows_without_another(
     assert (len(both), len(alone)) == (40, 10)
     texts = turns(one, min(alone))
     with pytest.raises(RequestError, match="no pool ever had a source called 'elsewhere'"):
-        mona("withdraw", "--source", "elsewhere", "--reason", "licence")
-    mona("withdraw", "--source", "second", "--reason", "its licence changed")
+        mona("withdraw", "--yes", "--source", "elsewhere", "--reason", "licence")
+    mona("withdraw", "--yes", "--source", "second", "--reason", "its licence changed")
     assert search(one.root, min(alone), texts) == {}
     (notice,) = notices
     assert (notice["event"], notice["samples"]) == ("withdrawn", 10)
@@ -236,7 +236,7 @@ def test_the_taint_reaches_past_subsets_and_the_models_tuned_on_them(one: Projec
         )
         above = {tuned.asset: records.publish(tuned)}
         records.publish(Record(f"adding/mona{number}/evaluation[fruit|tiny]", "m", inputs=above))
-    found = standing_on(records, one.store, {"fruit": [sample]}, {})
+    found = standing_on(readable(records), one.store, {"fruit": [sample]}, {})
     assert {digest for digest, asset in found.items() if asset == SUBSET} == set(subsets)
     assert {asset for asset in found.values() if "mona0" in asset or "mona1" in asset} == {
         f"adding/mona{number}/{kind}[fruit|tiny]"
@@ -248,7 +248,7 @@ def test_the_taint_reaches_past_subsets_and_the_models_tuned_on_them(one: Projec
         - {use.sample_id for use in uses_of_origin(records, one.store, "licence", "CC0-1.0")}
         - {use.sample_id for use in uses_of_origin(records, one.store, "licence", "MIT")}
     )
-    assert standing_on(records, one.store, {"fruit": [min(unused)]}, {}) == {}
+    assert standing_on(readable(records), one.store, {"fruit": [min(unused)]}, {}) == {}
 
 
 def test_an_unknown_id_is_refused_and_nothing_changes(one: Project, mona: Any) -> None:
@@ -257,7 +257,7 @@ def test_an_unknown_id_is_refused_and_nothing_changes(one: Project, mona: Any) -
     listed.write_text(f"{known}\n{'0' * 32}\n")
     version = one.store.version("pool.fruit")
     with pytest.raises(RequestError, match=f"never in a pool: {'0' * 32}; nothing was changed"):
-        mona("withdraw", "--file", str(listed), "--reason", "asked")
+        mona("withdraw", "--yes", "--file", str(listed), "--reason", "asked")
     assert Withdrawals(one.config.home).all() == []
     assert one.store.version("pool.fruit") == version
     assert known in one.store.sample_ids("pool.fruit").to_pylist()
@@ -272,7 +272,7 @@ def test_a_withdrawal_cut_short_is_completed(
     texts = {sample: turns(one, sample) for sample in (first, second)}
     whole = withdrawal.remove_rest
 
-    for stage in ("scrub", "_clean_table", "remove_rest"):
+    for stage in ("scrub", "rewrite", "remove_rest"):
 
         def die(*_: Any) -> None:
             raise WorkError("the power failed")
@@ -280,10 +280,10 @@ def test_a_withdrawal_cut_short_is_completed(
         with monkeypatch.context() as patch:
             patch.setattr(withdrawal, stage, die)
             with pytest.raises(WorkError, match="the power failed"):
-                mona("withdraw", "--sample", first, "--reason", "asked")
+                mona("withdraw", "--yes", "--sample", first, "--reason", "asked")
         assert "pool" in search(one.root, first, texts[first])
         assert len(Withdrawals(one.config.home).pending()) == 1
-    mona("withdraw", "--sample", first, "--reason", "asked")
+    mona("withdraw", "--yes", "--sample", first, "--reason", "asked")
     assert Withdrawals(one.config.home).pending() == []
     assert search(one.root, first, texts[first]) == {}
     assert findings(one) == []
@@ -297,7 +297,7 @@ def test_a_withdrawal_cut_short_is_completed(
     with monkeypatch.context() as patch:
         patch.setattr(withdrawal, "remove_rest", die_late)
         with pytest.raises(WorkError, match="the power failed"):
-            mona("withdraw", "--sample", second, "--reason", "asked")
+            mona("withdraw", "--yes", "--sample", second, "--reason", "asked")
     assert "pool" in search(one.root, second, texts[second])
     one.run()
     for sample, text in texts.items():
@@ -318,11 +318,11 @@ def test_a_reader_that_keeps_old_pages_is_waited_for(
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM event_logs").fetchone()
     with pytest.raises(WorkError, match="index.db: .*stop what uses Dagster's history"):
-        mona("withdraw", "--sample", sample, "--reason", "asked")
+        mona("withdraw", "--yes", "--sample", sample, "--reason", "asked")
     assert len(Withdrawals(one.config.home).unfinished()) == 1
     reader.execute("COMMIT")
     # A connection at rest, as those of Dagster's UI, is no hindrance.
-    mona("withdraw", "--sample", sample, "--reason", "asked")
+    mona("withdraw", "--yes", "--sample", sample, "--reason", "asked")
     assert search(one.root, sample, texts) == {}
     reader.close()
     assert search(one.root, sample, texts) == {}
@@ -352,8 +352,8 @@ def withdraw_and_die(config: str, sample: str, place: Place) -> None:
     elif place == "records":
         amend = Records.amend
 
-        def once(self: Records, *given: Any) -> None:
-            amend(self, *given)
+        def once(self: Records, *given: Any, **rest: Any) -> None:
+            amend(self, *given, **rest)
             die()
 
         Records.amend = once
@@ -362,7 +362,17 @@ def withdraw_and_die(config: str, sample: str, place: Place) -> None:
         withdrawal.remove_rest = lambda store, name, moved: (
             die() if name == "pool.fruit" else rest(store, name, moved)
         )
-    sys.argv = ["mona", "withdraw", "--sample", sample, "--reason", "asked", "--config", config]
+    sys.argv = [
+        "mona",
+        "withdraw",
+        "--yes",
+        "--sample",
+        sample,
+        "--reason",
+        "asked",
+        "--config",
+        config,
+    ]
     cli.main()
 
 
@@ -397,7 +407,7 @@ def test_a_killed_withdrawal_is_said_and_completed(one: Project, mona: Any, caps
             one.run()
             assert set(one.status().values()) == {"fresh"}
         else:
-            mona("withdraw", "--sample", sample, "--reason", "asked")
+            mona("withdraw", "--yes", "--sample", sample, "--reason", "asked")
         assert ledger.unfinished() == []
         for key, texts in gone.items():
             assert search(one.root, key, texts) == {}, place
@@ -410,7 +420,7 @@ def test_an_example_of_the_target_can_be_withdrawn(one: Project, mona: Any) -> N
     assert {"examples", "example_codes", "example_activations", "dagster"} <= set(
         search(one.root, sample, texts)
     )
-    mona("withdraw", "--sample", sample, "--reason", "asked")
+    mona("withdraw", "--yes", "--sample", sample, "--reason", "asked")
     assert search(one.root, sample, texts) == {}
     assert SUBSET in taints(records_of(one))
     one.run()
@@ -425,7 +435,7 @@ def test_a_sample_of_a_dataset_that_was_removed_can_be_withdrawn(one: Project, m
     texts = turns(one, sample)
     one.settings["datasets"]["other"] = one.settings["datasets"].pop("fruit")
     one.settings["models"]["tiny"]["sae"]["train"]["datasets"] = ["other"]
-    mona("withdraw", "--sample", sample, "--reason", "asked")
+    mona("withdraw", "--yes", "--sample", sample, "--reason", "asked")
     assert search(one.root, sample, texts) == {}
     assert SUBSET in taints(records_of(one))
 
@@ -438,5 +448,5 @@ def test_no_withdrawal_while_another_run_is_at_work(one: Project, mona: Any) -> 
         FileLock(one.config.home / "locks" / "pool.fruit.lock"),
         pytest.raises(WorkError, match="pool.fruit: another run is working on it"),
     ):
-        mona("withdraw", "--sample", sample, "--reason", "asked")
+        mona("withdraw", "--yes", "--sample", sample, "--reason", "asked")
     assert Withdrawals(one.config.home).all() == []

@@ -139,7 +139,7 @@ def test_a_chosen_sample_taints_what_was_tuned_on_it_and_no_more(one: Project, m
     before = search(one.root, sample, texts)
     assert {"pool", "codes", "activations", "dagster", "scratch", "evaluation"} <= set(before)
 
-    report = mona("withdraw", "--sample", sample, "--reason", REASON)
+    report = mona("withdraw", "--yes", "--sample", sample, "--reason", REASON)
     expected = {SUBSET, TUNED, EVALUATED, BOARD}
     assert set(report["tainted"]) == expected
     assert search(one.root, sample, texts) == {}
@@ -180,7 +180,7 @@ def test_a_sample_that_was_not_chosen_taints_nothing(one: Project, mona: Any) ->
     unused = sorted(set(one.store.sample_ids("pool.fruit").to_pylist()) - used)
     sample = unused[0]
     texts = turns(one, sample)
-    assert mona("withdraw", "--sample", sample, "--reason", REASON)["tainted"] == []
+    assert mona("withdraw", "--yes", "--sample", sample, "--reason", REASON)["tainted"] == []
     assert search(one.root, sample, texts) == {}
     assert (tainted(mona), failed_checks(one)) == ({}, set())
     remade = mona("run")["made"]
@@ -196,7 +196,7 @@ def test_a_test_row_taints_what_was_measured_on_it_not_the_models(one: Project, 
     row = next(row for row in rows(one, "test_rows") if row["sample_id"] in asked)
     sample, texts = row["sample_id"], contents(row)
     assert {"test_rows", "evaluation"} <= set(search(one.root, sample, texts))
-    report = mona("withdraw", "--sample", sample, "--reason", REASON)
+    report = mona("withdraw", "--yes", "--sample", sample, "--reason", REASON)
     expected = {SUBSET, *MEASURED, BOARD, label(selection("controls", "random"), PART)}
     assert set(report["tainted"]) == expected
     assert search(one.root, sample, texts) == {}
@@ -211,7 +211,7 @@ def test_a_test_row_taints_what_was_measured_on_it_not_the_models(one: Project, 
 def test_an_example_taints_what_was_chosen_and_tuned_by_it(one: Project, mona: Any) -> None:
     row = rows(one, "examples")[0]
     sample, texts = row["sample_id"], contents(row)
-    report = mona("withdraw", "--sample", sample, "--reason", REASON)
+    report = mona("withdraw", "--yes", "--sample", sample, "--reason", REASON)
     expected = {SUBSET, TUNED, *MEASURED, BOARD}
     assert set(report["tainted"]) == expected
     assert search(one.root, sample, texts) == {}

@@ -88,16 +88,21 @@ def test_an_amended_record_keeps_its_digest_and_names_the_new_version(store: Sto
     digest = records.publish(made)
     before = records.body(digest)
     add(store, "z")
-    records.amend(digest, {"codes.a": sealed(store, "codes.a")}, {"x": "00"}, "first")
-    records.amend(digest, {}, {"y": "11"}, "second")
+    now = sealed(store, "codes.a")
+    records.amend(digest, "codes.a", now, gone=["x"], removed={"x": "00"}, by="first")
+    records.amend(digest, "pool.a", now, gone=["y"], removed={"y": "11"}, by="second")
     assert records.body(digest) == before
-    assert records.get(digest).tables["codes.a"] == sealed(store, "codes.a")
+    assert records.get(digest).tables == {"codes.a": now, "pool.a": now}
+    assert records.as_published(digest).tables["codes.a"].version == now.version - 1
     amendment = records.amendment(digest)
     assert amendment is not None
     assert (amendment.removed, amendment.withdrawals) == (
         {"x": "00", "y": "11"},
         ["first", "second"],
     )
+    first, second = amendment.steps
+    assert (first.previous, second.previous) == (digest, first.digest)
+    assert (first.gone, second.table) == (["x"], "pool.a")
     (Path(store.home) / "records" / "amended" / f"{digest}.json").write_text("{}")
     with pytest.raises(WorkError, match="no amendment"):
         records.get(digest)
