@@ -17,3 +17,7 @@ class WorkError(MonaError):
 
 class PassingError(WorkError):
     """A failure that may pass by itself: a hub or an index that did not answer."""
+
+
+class TakenError(PassingError):
+    """Another process is at work on it; passes when that one ends."""
