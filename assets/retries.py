@@ -1,5 +1,5 @@
 """Retries for what can pass by itself, and none for what can't: `retried` stands under
-`@dg.asset` of every asset that reaches a hub or an index."""
+`@dg.asset` of every asset that reaches a hub, an index or a lock."""
 
 import functools
 import inspect
@@ -10,17 +10,24 @@ from typing import Any, ParamSpec, TypeVar
 
 import dagster as dg
 
-from mona.errors import PassingError
+from mona.errors import PassingError, TakenError
 
+# The tag of a run that `mona` makes in its own process; the value is its pid.
+FOREGROUND_TAG = "mona/process"
 FIRST_WAIT_SECONDS = 15.0
+_LONGEST_WAIT_SECONDS = 300.0
 _TRIES = 4
+_TRIES_FOR_A_LOCK = 10  # over half an hour
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def retried(step: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Runs a step again after 15, 30 and 60 seconds when a hub or an index did not answer;
-    any other failure is final at once."""
+    """Runs a step again after 15, 30 and 60 seconds when a hub or an index did not answer, and
+    longer when a lock is taken; any other failure is final at once.
+
+    A taken lock is final where `mona run` made the run: it waits itself, with none of its own.
+    """
     if inspect.isgeneratorfunction(step):
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -42,10 +49,13 @@ def _again() -> Iterator[None]:
         yield
     except PassingError as error:
         context = dg.AssetExecutionContext.get()
-        if context.retry_number + 1 >= _TRIES:
+        tries = _TRIES
+        if isinstance(error, TakenError):
+            tries = 1 if FOREGROUND_TAG in context.run.tags else _TRIES_FOR_A_LOCK
+        if context.retry_number + 1 >= tries:
             raise
-        wait = FIRST_WAIT_SECONDS * 2**context.retry_number
+        wait = min(FIRST_WAIT_SECONDS * 2**context.retry_number, _LONGEST_WAIT_SECONDS)
         # The log is for the UI; `mona run` keeps Dagster's off the terminal.
         context.log.warning(f"{error}; trying again in {wait:g} s")
         print(f"{error}; trying again in {wait:g} s", file=sys.stderr, flush=True)
-        raise dg.RetryRequested(max_retries=_TRIES, seconds_to_wait=wait) from error
+        raise dg.RetryRequested(max_retries=tries, seconds_to_wait=wait) from error

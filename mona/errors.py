@@ -19,6 +19,10 @@ class PassingError(WorkError):
     """A failure that may pass by itself: a hub or an index that did not answer."""
 
 
+class TakenError(PassingError):
+    """Another process is at work on it; passes when that one ends."""
+
+
 def sentence(error: BaseException, longest: int = 300) -> str:
     """What a library said, as one line of at most `longest` characters: its message, with the
     kind of the error where the message alone would not say what is wrong."""

@@ -28,6 +28,7 @@ from assets.subset import subset_table
 from mona.codes import from_arrow, row_sums
 from mona.spec import Budget
 from orchestration.config import Config
+from orchestration.limits import EXPLAINS_VARIANCE, fvu_fault
 from orchestration.taints import CHECK as NOTHING_WITHDRAWN
 from orchestration.taints import taints
 from resources.encoding_tables import pool_population
@@ -112,7 +113,7 @@ def _sae_checks(config: Config, partitions: Partitions) -> dg.AssetChecksDefinit
         specs=_specs(
             SAE,
             {
-                "explains_variance": "FVU on held-out tokens is under max_fvu.",
+                EXPLAINS_VARIANCE.name: "FVU on held-out tokens is under max_fvu.",
                 "layer_fits": "No neighbouring layer is explained better.",
             },
             partitions.model,
@@ -127,13 +128,13 @@ def _sae_checks(config: Config, partitions: Partitions) -> dg.AssetChecksDefinit
         made = Snapshot.of(store, records, [label(SAE, name)]).record(label(SAE, name))
         record = shelf.sae_figures(name, str(made.about["sae"]))
         fvu = float(record["quality"]["fvu"])
-        allowed = config.models[name].sae.max_fvu
+        fault = fvu_fault(name, config.models[name].sae, fvu)
         yield dg.AssetCheckResult(
-            passed=fvu <= allowed,
-            check_name="explains_variance",
+            passed=fault is None,
+            check_name=EXPLAINS_VARIANCE.name,
             asset_key=SAE,
-            description="" if fvu <= allowed else f"FVU {fvu:.3f} is above max_fvu {allowed}",
-            metadata={"fvu": fvu, "max_fvu": allowed},
+            description=fault or "",
+            metadata={"fvu": fvu, "max_fvu": config.models[name].sae.max_fvu},
         )
         by_layer = {int(layer): value for layer, value in record["fvu_by_layer"].items()}
         best = likely_layer(by_layer) if by_layer else None

@@ -25,6 +25,7 @@ from orchestration.automation import build_condition_sensor, with_automation
 from orchestration.checks import build_checks
 from orchestration.config import Config, load_config
 from orchestration.configurations import note
+from orchestration.home import build_executor
 from orchestration.notices import build_failure_sensor
 from orchestration.refresh import build_schedules
 from orchestration.sensors import build_entry_sensor, build_hub_sensor
@@ -83,8 +84,7 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
             *build_failure_sensor(config),
         ],
         schedules=build_schedules(config),
-        # One process a run: a model is loaded once for all of its steps.
-        executor=dg.in_process_executor,
+        executor=build_executor(),
         resources=resources,
     )
 

@@ -13,9 +13,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from assets.keys import (
     ACTIVATIONS,
@@ -37,6 +35,7 @@ from assets.keys import (
 from mona.errors import RequestError
 from orchestration.config import Config
 from orchestration.damage import lost_tables
+from orchestration.limits import fault, is_current, last_evaluation, moved_limits
 from orchestration.taints import taints
 from resources.records import Records
 from resources.store import Store
@@ -95,7 +94,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One asset partition as it stands: status is fresh, stale, missing, waiting or blocked."""
+    """One asset partition as it stands: status is fresh, stale, missing, waiting (for what is
+    above it), failed (a blocking check) or blocked (by a failed check above it)."""
 
     key: dg.AssetKey
     partition: str | None
@@ -171,6 +171,7 @@ class Standing:
     graph: BaseAssetGraph[Any]
     config: Config
     _states: dict[tuple[dg.AssetKey, str | None], State] = field(default_factory=dict)
+    _faults: dict[tuple[dg.AssetKey, str | None], str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.forget()
@@ -178,6 +179,7 @@ class Standing:
     def forget(self) -> None:
         """Drops what was read: after a run it is out of date."""
         self._states.clear()
+        self._faults.clear()
         records = Records(home=str(self.config.home))
         self._tainted = taints(records)
         self._reclaimed = records.retired()
@@ -205,15 +207,23 @@ class Standing:
         if status == StaleStatus.STALE:
             causes = self._resolver.get_stale_causes(key, partition)
             return State(key, partition, "stale", "; ".join(dict.fromkeys(map(_why, causes))))
-        for parent, parent_partition in self.parents(key, partition):
-            above = self.state(parent, parent_partition)
-            if above.status in ("stale", "missing", "waiting"):
-                shown = label(parent, parent_partition)
-                return State(key, partition, "waiting", f"upstream {shown} is {above.status}")
+        above = [self.state(*parent) for parent in self.parents(key, partition)]
+        for parent in above:
+            if parent.status in ("stale", "missing", "waiting"):
+                shown = label(parent.key, parent.partition)
+                return State(key, partition, "waiting", f"upstream {shown} is {parent.status}")
         if label(key, partition) in self._tainted:
             # What was chosen or learned may come out the same without the withdrawn row: then no
             # version changes, and yet the record must not stand on it.
             return State(key, partition, "stale", "stands on a withdrawn row")
+        failure = self.fault(key, partition)
+        if failure is not None:
+            return State(key, partition, "failed", failure)
+        for parent in above:
+            if parent.status in ("failed", "blocked"):
+                shown = label(parent.key, parent.partition)
+                verb = "failed a check" if parent.status == "failed" else "is blocked"
+                return State(key, partition, "blocked", f"upstream {shown} {verb}")
         return State(key, partition, "fresh")
 
     def parents(
@@ -241,26 +251,43 @@ class Standing:
         )
 
     def failed_check(self, key: dg.AssetKey, partition: str | None) -> str | None:
-        """The first blocking check above this partition whose last result is a failure.
+        """What the first failed blocking check directly above this partition found.
 
         Separate runs don't inherit a blocking check, so the planner looks itself.
         """
         for parent, parent_partition in self.parents(key, partition):
-            for check in sorted(self.graph.asset_check_keys, key=str):
-                if check.asset_key != parent:
-                    continue
-                history = self.instance.event_log_storage.get_asset_check_execution_history(
-                    check,
-                    limit=1,
-                    partition_filter=PartitionKeyFilter(key=parent_partition),
-                )
-                if history and history[0].status == AssetCheckExecutionRecordStatus.FAILED:
-                    event = history[0].event
-                    evaluation = event.asset_check_evaluation if event else None
-                    if evaluation and evaluation.severity == dg.AssetCheckSeverity.ERROR:
-                        shown = label(parent, parent_partition)
-                        return f"{shown}: check {check.name} failed: {evaluation.description}"
+            found = self.fault(parent, parent_partition)
+            if found is not None:
+                return f"{label(parent, parent_partition)}: {found}"
         return None
+
+    def fault(self, key: dg.AssetKey, partition: str | None) -> str | None:
+        """What the first failed blocking check of this partition found, judged by the limits of
+        now."""
+        if (key, partition) not in self._faults:
+            self._faults[key, partition] = next(self._failures(key, partition), None)
+        return self._faults[key, partition]
+
+    def _failures(self, key: dg.AssetKey, partition: str | None) -> Iterator[str]:
+        for check in self.checks(key):
+            evaluation = last_evaluation(self.instance, check, partition)
+            said = evaluation and fault(check, partition, evaluation, self.config)
+            if said and (partition is None or is_current(self.instance, check, partition)):
+                yield f"check {check.name} failed: {said}"
+
+    def checks(self, key: dg.AssetKey) -> list[dg.AssetCheckKey]:
+        """The blocking checks of an asset."""
+        found = (check for check in self.graph.asset_check_keys if check.asset_key == key)
+        return sorted((check for check in found if self.graph.get(check).blocking), key=str)
+
+    def due_checks(self, key: dg.AssetKey, partition: str | None) -> list[dg.AssetCheckKey]:
+        """The blocking checks of a partition that was made, all of them, when one was not run to
+        its end on what it holds now or was judged by another limit."""
+        known = self.checks(key)
+        if partition is None or all(is_current(self.instance, check, partition) for check in known):
+            moved = key == SAE and partition in moved_limits(self.config, self.instance)
+            return known if moved else []
+        return known
 
 
 def _why(cause: object) -> str:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from assets.targets import test_rows_table
 from mona.errors import MonaError
-from orchestration.home import PROCESS_TAG, QUIET, process_name
+from orchestration.home import run_here
 from orchestration.lineage import kind
 from resources.purge import versions
 from resources.records import Record, Records
@@ -124,10 +124,10 @@ def mark(instance: dg.DagsterInstance, definitions: dg.Definitions, records: Rec
         if key in known:
             due.setdefault(partition.removesuffix("]"), set()).add(key)
     for partition, keys in due.items():
-        job.get_subset(asset_selection=set(), asset_check_selection=keys).execute_in_process(
-            instance=instance,
-            run_config=QUIET,
-            # As tags, since Dagster finds no partitions of a run of checks alone.
-            tags={PROCESS_TAG: process_name(), "dagster/partition": partition},
+        run_here(
+            job.get_subset(asset_selection=set(), asset_check_selection=keys),
+            instance,
+            # As a tag, since Dagster finds no partitions of a run of checks alone.
+            tags={"dagster/partition": partition},
         )
     return found

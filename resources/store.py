@@ -8,9 +8,7 @@ What the tables hold belongs to the modules that own their schemas, and which th
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -21,6 +19,7 @@ import dagster as dg
 import pyarrow as pa
 
 from mona.errors import RequestError, WorkError
+from resources.locks import held
 from resources.table_at import TableAt, damage, undamaged
 from resources.tables import require_declared
 from resources.withdrawals import Withdrawals
@@ -49,26 +48,11 @@ class Store(dg.ConfigurableResource):
 
     @contextmanager
     def lock(self, name: str, *, withdrawing: bool = False) -> Iterator[None]:
-        """Holds `name` for this process; WorkError at once when another process has it, or when
-        a withdrawal is not complete: what is written then could hold what it takes out. Only
-        the withdrawal itself is `withdrawing`.
-
-        The lock is the operating system's, so it goes with its process, kill -9 included.
+        """Holds `name` for this process; TakenError at once when another process has it, and
+        WorkError when a withdrawal is not complete: what is written then could hold what it
+        takes out. Only the withdrawal itself is `withdrawing`.
         """
-        from filelock import FileLock, Timeout
-
-        path = self.folder("locks") / f"{_checked(name)}.lock"
-        holder = path.with_suffix(".holder")
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
-            raise WorkError(
-                f"{name}: another run is working on it (process {who}); wait or stop it"
-            ) from None
-        try:
-            holder.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with held(self.folder("locks") / f"{_checked(name)}.lock", name):
             pending = [] if withdrawing else Withdrawals(self.home).unfinished()
             if pending:
                 raise WorkError(
@@ -76,8 +60,6 @@ class Store(dg.ConfigurableResource):
                     "or complete it by mona run"
                 )
             yield
-        finally:
-            lock.release()
 
     def table_names(self) -> list[str]:
         """Every table, sorted."""
