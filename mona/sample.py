@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
 SAMPLE_ID_LENGTH = 32
@@ -17,30 +18,43 @@ SAMPLE_ID_LENGTH = 32
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `role` is one of ROLES; `content` is kept to the letter."""
+    """One turn. `role` is one of ROLES; `content` is kept to the letter. `learn` is False for
+    an assistant turn that its source marks as not to train on."""
 
     role: str
     content: str
+    learn: bool = True
 
 
 def sample_id(messages: Sequence[Message]) -> str:
-    """The first 128 bits of SHA-256 over the roles and contents, as 32 hex digits.
+    """The first 128 bits of SHA-256 over the roles, contents and what is not learned, as 32 hex
+    digits.
 
     Two rows of any sources, formats or files with the same conversation share an id.
     """
     canonical = json.dumps(
-        [[message.role, message.content] for message in messages],
+        [
+            [turn.role, turn.content] if turn.learn else [turn.role, turn.content, "not learned"]
+            for turn in messages
+        ],
         ensure_ascii=False,
         separators=(",", ":"),
     )
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:SAMPLE_ID_LENGTH]
 
 
-def to_records(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages as the plain dicts that chat templates and Arrow tables take."""
-    return [{"role": message.role, "content": message.content} for message in messages]
+def to_records(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as the plain dicts that chat templates and Arrow tables take; `learn` is in them
+    only where it is False."""
+    return [
+        {"role": turn.role, "content": turn.content, **({} if turn.learn else {"learn": False})}
+        for turn in messages
+    ]
 
 
-def from_records(records: Sequence[dict[str, str]]) -> tuple[Message, ...]:
-    """The inverse of `to_records`."""
-    return tuple(Message(record["role"], record["content"]) for record in records)
+def from_records(records: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """The inverse of `to_records`; a `learn` that is absent or null is True."""
+    return tuple(
+        Message(record["role"], record["content"], record.get("learn") is not False)
+        for record in records
+    )

@@ -191,7 +191,7 @@ class Renderer:
         pieces = [_Piece(skeleton[0], is_content=False)]
         for number, after in zip(skeleton[1::2], skeleton[2::2], strict=True):
             message = messages[int(number)]
-            answer = message.role == "assistant"
+            answer = message.role == "assistant" and message.learn
             pieces.append(_content(message))
             closing = self._closing(after, roles[: int(number) + 1]) if answer else 0
             pieces.append(_Piece(after, is_content=False, learned=closing))
@@ -242,12 +242,13 @@ class Renderer:
             }[self.template]
             pieces.append(_Piece(before, is_content=False))
             pieces.append(_content(message))
-            pieces.append(_Piece(after, is_content=False, learned=len(after) if answer else 0))
+            closing = len(after) if answer and message.learn else 0
+            pieces.append(_Piece(after, is_content=False, learned=closing))
         return [piece for piece in pieces if piece.text]
 
 
 def _content(message: Message) -> _Piece:
-    learned = len(message.content) if message.role == "assistant" else 0
+    learned = len(message.content) if message.role == "assistant" and message.learn else 0
     return _Piece(message.content, is_content=True, learned=learned)
 
 
