@@ -15,7 +15,16 @@ from assets.keys import DATASET_ENTRY, RAW_POOL, Partitions, label
 from assets.pools import CPU_POOL
 from assets.retries import retried
 from mona.errors import WorkError
-from mona.pool import POOL_SCHEMA, NamedRows, PoolSource, build_pool
+from mona.fingerprint import fingerprint
+from mona.pool import (
+    POOL_SCHEMA,
+    NamedRows,
+    PoolResult,
+    PoolSource,
+    Withdrawn,
+    account,
+    build_pool,
+)
 from mona.sample import Message
 from mona.spec import DatasetSpec, ModelSpec, Source
 from mona.tokens import Renderer, SetAside
@@ -76,7 +85,7 @@ def build_raw_pool(
             progress_bar(f"reading {dataset}", None, "rows") as (advance),
         ):
             result = build_pool(
-                [_source_rows(dataset, source, sources, revisions) for source in present],
+                [source_rows(dataset, source, sources, revisions) for source in present],
                 staging,
                 max_bad_rows=spec.max_bad_rows,
                 withdrawn=withdrawn,
@@ -84,6 +93,9 @@ def build_raw_pool(
                 count_tokens=_token_counter(spec, models, shelf),
                 progress=advance,
             )
+            fields = _fields(spec)
+            if _was_read_as(records, dataset, fields):
+                _refuse_loss(store, dataset, result, spec.max_loss, withdrawn)
             quarantined = pl.read_parquet(result.quarantine)
             version = store.replace(
                 pool_table(dataset),
@@ -101,6 +113,12 @@ def build_raw_pool(
             for source in present
             for name, digest in _origin_digests(dataset, source, sources, revisions)
         }
+        passed_over = [
+            name
+            for source in present
+            for name in sources.passed_over(source, f"datasets.{dataset}.sources.{source.name}")
+        ]
+        accounts = {**result.accounts(), "files passed over": len(passed_over)}
         record = Record(
             asset=label(RAW_POOL, dataset),
             data_version=result.digest,
@@ -109,7 +127,7 @@ def build_raw_pool(
                 name: sealed(store, name)
                 for name in (pool_table(dataset), quarantine_table(dataset))
             },
-            about={"sources": digests, "revisions": revisions, "rows": result.samples},
+            about={"sources": digests, "revisions": revisions, **accounts, "fields": fields},
         )
         from mona.plots import bars, length_histogram
 
@@ -120,6 +138,8 @@ def build_raw_pool(
                 "dagster/row_count": result.samples,
                 "rows read": result.rows_read,
                 "bad rows": result.rows_bad,
+                "account": account(dataset, accounts),
+                "files passed over": ", ".join(passed_over[:20]) or "none",
                 "withdrawn rows": result.rows_withdrawn,
                 "withdrawn sources": len(spec.sources) - len(present),
                 "duplicates merged": result.duplicates_merged,
@@ -129,6 +149,13 @@ def build_raw_pool(
                     [{"source": name, "samples": count} for name, count in top[:20]]
                 ),
                 "bad row reasons": table(quarantined.head(20).to_dicts()),
+                "unread fields": table(
+                    [
+                        {"source": name, "field": field, "rows": count}
+                        for name, fields_ in result.unread.items()
+                        for field, count in fields_.items()
+                    ]
+                ),
                 "source mix": picture(bars(dict(top), None), "samples by source"),
                 "lengths": picture(length_histogram(lengths, None, "characters"), "sample lengths"),
                 "store": f"{pool_table(dataset)} version {version}",
@@ -139,9 +166,53 @@ def build_raw_pool(
     return raw_pool
 
 
-def _source_rows(
+def _fields(spec: DatasetSpec) -> str:
+    """What of a dataset's entry decides which rows its files give: a digest."""
+    whole = spec.model_dump(
+        mode="json",
+        exclude={
+            "sources": {"__all__": {"path", "licence", "allow_partial"}},
+            "refresh": True,
+            "max_loss": True,
+            "max_bad_rows": True,
+        },
+    )
+    return fingerprint(fields=whole)
+
+
+def _was_read_as(records: Records, dataset: str, fields: str) -> bool:
+    """Whether the current pool was read by the same entry: then fewer rows are a loss, not an
+    edit."""
+    current = records.current(label(RAW_POOL, dataset))
+    return current is not None and records.get(current).about.get("fields") == fields
+
+
+def _refuse_loss(
+    store: Store, dataset: str, result: PoolResult, max_loss: float, withdrawn: Withdrawn
+) -> None:
+    """WorkError where the new pool lacks more than the share `max_loss` of the current one's
+    samples; what is withdrawn is not counted."""
+    made = set(pl.read_parquet(result.parquet, columns=["sample_id"])["sample_id"])
+    before = lost = 0
+    for batch in store.scan(pool_table(dataset), ["sample_id", "origins"]):
+        ids = batch.column("sample_id").to_pylist()
+        for identity, origins in zip(ids, batch.column("origins").to_pylist(), strict=True):
+            if identity in withdrawn.ids or all(withdrawn.covers(o["source"]) for o in origins):
+                continue
+            before += 1
+            lost += identity not in made
+    if lost > max_loss * before:
+        raise WorkError(
+            f"datasets.{dataset}: the refresh would lose {lost:,} of {before:,} samples "
+            f"({lost / before:.0%}, allowed {max_loss:.0%}); nothing was replaced: see to its "
+            "files, or set 'max_loss: 1' in its entry if they are meant to go"
+        )
+
+
+def source_rows(
     dataset: str, source: Source, sources: Sources, revisions: dict[str, str]
 ) -> PoolSource:
+    """A source with its files, or with a hub's rows, whose commit is noted in `revisions`."""
     where = f"datasets.{dataset}.sources.{source.name}"
     if source.hub is not None:
         commit, rows = sources.hub_rows(source.hub, where)

@@ -1,7 +1,8 @@
 """Rows out of bytes: JSON Lines, JSON, Parquet, CSV and TSV, plain or compressed.
 
 A fault costs the rows it touches, not the file: it is yielded as a `BadRow` among the
-good ones and reading goes on where that is possible. What the fields of a row mean is
+good ones and reading goes on where that is possible. A `BadRow` that stands for more than one
+row says so: what is lost may not pass for a single bad row. What the fields of a row mean is
 `mona.formats`; where files lie is `mona.files`.
 
 `line` is where a row starts: the 1-based line of text, or the 1-based number of the row in
@@ -15,53 +16,51 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mona.errors import RequestError
-from mona.files import DataFile
+from mona.files import DataFile, said
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 _READ_BYTES = 1 << 20
 _PARQUET_BATCH_ROWS = 256
-_MAX_CELL_CHARS = 1 << 28
+# One row of text, and one JSON object that holds a whole file, are held in memory.
+_MAX_ROW = 1 << 25
+_MAX_OBJECT = 1 << 28
+# A quoted cell over several lines that is longer was opened by a stray quotation mark.
+_MAX_CELL_LINES = 2_000
+_MAX_CELL_CHARS = 1 << 20
 # What JSON says this close to the end of what has been read may change with the text to come.
 _TOKEN_CHARS = 16
 # Lists of rows that some collections wrap in one object per file.
 _ROW_LISTS = ("Instances", "data", "examples")
-# A first line is a header when all its cells are names and one of them is among these.
-_COLUMNS = frozenset(
-    [
-        "instruction",
-        "input",
-        "output",
-        "response",
-        "context",
-        "prompt",
-        "completion",
-        "question",
-        "answer",
-        "rationale",
-        "inputs",
-        "targets",
-        "definition",
-        "ideal",
-        "messages",
-        "conversations",
-        "chosen",
-    ]
-)
-_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\\x00-\x1f]|\\.)*")\s*:')
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+# What lies in place of data after a clone without its large files or a failed download.
+_NOT_DATA = (
+    (
+        re.compile(rb"version https://git-lfs\.github\.com/spec/"),
+        "a Git LFS pointer",
+        "git lfs pull",
+    ),
+    (re.compile(rb"[./]*(?:\.git)?/annex/objects/"), "a git-annex pointer", "git annex get"),
+    (re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml|error)\b", re.I), "a web page", ""),
+    (re.compile(rb"PK\x03\x04"), "a zip archive", ""),
+    (re.compile(rb"%PDF-"), "a PDF", ""),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,69 +74,131 @@ class RawRow:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row, or a stretch of a file, that could not be read, and why."""
+    """A row, or a stretch of a file, that could not be read, and why.
+
+    rows: how many rows it may have been, where that is known; rest_lost: whether what was lost
+    with it is the rest of the file, or a stretch of unknown length.
+    """
 
     file: str
     line: int
     reason: str
+    rows: int = 1
+    rest_lost: bool = False
 
 
 class EmptyFileError(RequestError):
     """A file without a single row."""
 
 
-def read_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
-    """The rows of `file` in order, streamed: memory holds one row, not the file.
+def is_known(filename: str) -> bool:
+    """Whether a file of this name is read: by its suffix."""
+    return _container(filename)[0] is not None
 
-    (A .json file that is one object, and Parquet that is compressed as a whole or lies in an
-    archive, are held in memory.) The container is told by the suffix; a .json file may hold
-    an array, JSON Lines, one object with a list of rows in it, or one row.
 
-    Raises RequestError for an unknown suffix or UTF-16 text, EmptyFileError for a file
-    without rows.
+def read_rows(file: DataFile, header: Collection[str] | None = None) -> Iterator[RawRow | BadRow]:
+    """The rows of `file` in order, streamed: memory holds one row (32 MiB at most), not the file.
+
+    (A .json file that is one object is held in memory, 256 MiB at most.) The container is told
+    by the suffix; a .json file may hold an array, JSON Lines, one object with a list of rows in
+    it, or one row. The first line of a table names its columns. `header` is for tables that may
+    have none, and then know no quoting in TSV: a first line is a header where it has just these
+    names, else columns are called "0", "1", ...
+
+    Raises RequestError for an unknown suffix, UTF-16 text or two columns of one name,
+    EmptyFileError for a file without rows. What can't be read is a BadRow.
     """
-    suffixes = PurePosixPath(file.filename.lower()).suffixes
-    codec = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
-    container = suffixes[:-1] if codec else suffixes
-    reader = _READERS.get(container[-1]) if container else None
+    reader, codec = _container(file.filename)
     if reader is None:
         known = ", ".join(_READERS)
         raise RequestError(
             f"{file.name}: unknown suffix; known are {known}, each plain, .gz or .zst"
         )
-    return _read(file, reader, codec)
+    return _read(file, reader, codec, header)
 
 
 _Rows = Iterator[RawRow | BadRow]
-_Reader = Callable[[str, io.BufferedReader], _Rows]
 
 
-def _read(file: DataFile, reader: _Reader, codec: str | None) -> _Rows:
+class _Reader(Protocol):
+    def __call__(
+        self, file: str, stream: io.BufferedReader, header: Collection[str] | None, /
+    ) -> _Rows: ...
+
+
+def _container(filename: str) -> tuple[_Reader | None, str | None]:
+    """(reader, codec) of a file by its suffixes."""
+    suffixes = PurePosixPath(filename.lower()).suffixes
+    codec = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    container = suffixes[:-1] if codec else suffixes
+    return (_READERS.get(container[-1]) if container else None), codec
+
+
+def _read(
+    file: DataFile, reader: _Reader, codec: str | None, header: Collection[str] | None
+) -> _Rows:
     line = 0
-    with closing(file.open()) as raw:
-        stream = _decompressed(raw, codec)
-        try:
+    try:
+        with closing(file.open()) as raw:
+            fault = _head_fault(raw.peek(), codec)
+            if fault:
+                yield BadRow(file.name, 1, fault, rest_lost=True)
+                return
+            if reader is _tsv and header is None and _is_quoted(file, codec):
+                reader = _quoted_tsv
+            stream = _decompressed(raw, codec)
             prefix = stream.peek()
             if prefix.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise RequestError(f"{file.name}: the text is UTF-16; save it as UTF-8")
-            for row in reader(file.name, stream) if prefix else ():
+            fault = _head_fault(prefix, None)
+            if fault:
+                yield BadRow(file.name, 1, fault, rest_lost=True)
+                return
+            for row in reader(file.name, stream, header) if prefix else ():
                 line = row.line
                 yield row
-        except OSError as error:
-            if codec is None:
-                raise
-            yield BadRow(file.name, line + 1, f"{codec}: {error}; the rest is lost")
-            return
+    except OSError as error:
+        what = f"{codec}: " if codec else ""
+        reason = f"{what}{said(error)}; the rest is lost"
+        yield BadRow(file.name, line + 1, reason, rest_lost=True)
+        return
     if line == 0:
         raise EmptyFileError(f"{file.name}: empty file")
 
 
-def _decompressed(raw: BinaryIO, codec: str | None) -> io.BufferedReader:
+def _head_fault(head: bytes, codec: str | None) -> str | None:
+    """What is wrong with a file that starts with these bytes and should be compressed so."""
+    for pattern, what, remedy in _NOT_DATA:
+        if pattern.match(head):
+            return f"the file is {what}, not the data" + (f": {remedy}" if remedy else "")
+    if codec and head and not head.startswith(_MAGIC[codec]):
+        return f"the file is not compressed by {codec}"
+    compressed = next((name for name, magic in _MAGIC.items() if head.startswith(magic)), None)
+    if codec is None and compressed:
+        suffix = next(suffix for suffix, name in COMPRESSIONS.items() if name == compressed)
+        return f"the file is compressed by {compressed}: its name should end in {suffix}"
+    return None
+
+
+def _decompressed(raw: io.BufferedReader, codec: str | None) -> io.BufferedReader:
     if codec is None:
-        return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(cast(Any, raw))
+        return raw
     # Arrow tells a truncated stream from a whole one in both codecs; zstandard does not.
     inflated = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
     return io.BufferedReader(cast(Any, inflated), _READ_BYTES)
+
+
+def _bounded(stream: io.BufferedReader) -> Iterator[bytes]:
+    """Lines; one that is longer than a row may be comes cut, and is the last."""
+    while line := stream.readline(_MAX_ROW + 1):
+        yield line
+        if len(line) > _MAX_ROW:
+            return
+
+
+def _too_long(file: str, line: int, what: str = "the line") -> BadRow:
+    reason = f"{what} is longer than {_MAX_ROW >> 20} MiB; the rest is lost"
+    return BadRow(file, line, reason, rest_lost=True)
 
 
 def _as_row(file: str, line: int, value: object) -> RawRow | BadRow:
@@ -159,41 +220,88 @@ def _escaped_byte(text: str) -> str | None:
 # --- JSON Lines ---------------------------------------------------------------------------
 
 
-def _json_lines(file: str, lines: Iterable[bytes]) -> _Rows:
+def _json_lines(file: str, stream: io.BufferedReader, _: Collection[str] | None = None) -> _Rows:
+    yield from _rows_of_lines(file, _bounded(stream))
+
+
+def _rows_of_lines(file: str, lines: Iterable[bytes]) -> _Rows:
     for number, line in enumerate(lines, 1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        line = line.strip()
-        if not line:
+        if len(line) > _MAX_ROW:
+            yield _too_long(file, number)
+            return
+        text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
+        if not text:
             continue
         try:
-            yield _as_row(file, number, json.loads(line.decode("utf-8")))
+            value = json.loads(text.decode("utf-8"))
         except UnicodeDecodeError as error:
             yield BadRow(file, number, _not_utf8(error.object[error.start]))
         except json.JSONDecodeError as error:
-            yield BadRow(file, number, f"invalid JSON: {error.msg} (column {error.colno})")
+            yield _invalid_line(file, number, line, error)
         except (ValueError, RecursionError) as error:
             yield BadRow(file, number, f"invalid JSON: {error}")
+        else:
+            if isinstance(value, list) and any(isinstance(row, dict) for row in value):
+                reason = f"the line is a JSON array of {len(value)} rows: name such a file .json"
+                yield BadRow(file, number, reason, rows=len(value))
+            else:
+                yield _as_row(file, number, value)
+
+
+def _invalid_line(file: str, number: int, line: bytes, error: json.JSONDecodeError) -> BadRow:
+    """The line as a bad row, with what else is lost with it."""
+    reason = f"invalid JSON: {error.msg} (column {error.colno})"
+    if error.msg == "Extra data":
+        rows = _values_in(error.doc)
+        return BadRow(file, number, f"{reason}; {rows} rows in one line", rows=rows)
+    if b"\0" in line:
+        reason += "; NUL bytes: the file is damaged"
+        return BadRow(file, number, reason, rest_lost=True)
+    # Only the last line can lack its end.
+    is_open = error.pos >= len(error.doc) or error.msg.startswith("Unterminated string")
+    if is_open and not line.endswith(b"\n"):
+        reason += "; the file ends within a row: it may be cut"
+        return BadRow(file, number, reason, rest_lost=True)
+    return BadRow(file, number, reason)
+
+
+def _values_in(text: str) -> int:
+    """How many JSON values a line holds, a last one that is no JSON counted as well."""
+    count = position = 0
+    while position < len(text):
+        count += 1
+        try:
+            _, position = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            break
+        space = _SPACE.match(text, position)
+        position = space.end() if space else position
+    return count
 
 
 # --- JSON ---------------------------------------------------------------------------------
 
 
-def _json(file: str, stream: io.BufferedReader) -> _Rows:
+def _json(file: str, stream: io.BufferedReader, _: Collection[str] | None) -> _Rows:
     first = stream.peek().removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first == b"[":
         yield from _json_array(file, stream)
         return
     # JSON Lines under another suffix: the second line opens an object of its own.
     head: list[bytes] = []
-    for line in stream:
+    while line := stream.readline(_MAX_OBJECT):
         head.append(line)
         if sum(not line.isspace() for line in head) == 2:
             break
     if len(head) > 1 and head[-1].lstrip().startswith(b"{"):
-        yield from _json_lines(file, itertools.chain(head, stream))
+        yield from _rows_of_lines(file, itertools.chain(head, _bounded(stream)))
         return
-    yield from _json_object(file, b"".join([*head, stream.read()]))
+    content = b"".join([*head, stream.read(_MAX_OBJECT)])
+    if len(content) > _MAX_OBJECT:
+        reason = f"one JSON object of more than {_MAX_OBJECT >> 20} MiB: write a row a line"
+        yield BadRow(file, 1, reason, rest_lost=True)
+        return
+    yield from _json_object(file, content)
 
 
 def _json_object(file: str, content: bytes) -> _Rows:
@@ -203,13 +311,13 @@ def _json_object(file: str, content: bytes) -> _Rows:
         value = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        yield BadRow(file, line, _not_utf8(content[error.start]))
+        yield BadRow(file, line, _not_utf8(content[error.start]), rest_lost=True)
         return
     except json.JSONDecodeError as error:
-        yield BadRow(file, error.lineno, f"invalid JSON: {error.msg}")
+        yield BadRow(file, error.lineno, f"invalid JSON: {error.msg}", rest_lost=True)
         return
     except (ValueError, RecursionError) as error:
-        yield BadRow(file, 1, f"invalid JSON: {error}")
+        yield BadRow(file, 1, f"invalid JSON: {error}", rest_lost=True)
         return
     lists = [value[key] for key in _ROW_LISTS if isinstance(value, dict) and key in value]
     if len(lists) != 1 or not isinstance(lists[0], list):
@@ -222,24 +330,30 @@ def _json_object(file: str, content: bytes) -> _Rows:
 
 
 class _Window:
-    """The part of a long text around the reading position, with that position's line."""
+    """The part of a long text around the reading position, with that position's line and its
+    distance (`offset`, characters) from the beginning."""
 
     def __init__(self, text: io.TextIOBase) -> None:
         self._text = text
         self.buffer = ""
         self.position = 0
         self.line = 1
+        self.offset = 0
 
     def advance(self, position: int) -> None:
         self.line += self.buffer.count("\n", self.position, position)
+        self.offset += position - self.position
         self.position = position
 
     def grow(self) -> bool:
         """Reads on, forgetting what lies behind; False at the end of the text.
 
         Doubles what is held, so that a long element is scanned a bounded number of times.
+        ValueError where more than a row would be held.
         """
         rest = self.buffer[self.position :]
+        if len(rest) > _MAX_ROW:
+            raise ValueError(f"an element is longer than {_MAX_ROW >> 20} MiB")
         more = self._text.read(max(_READ_BYTES, len(rest)))
         # At the end nothing moves: positions in the buffer stay good.
         if not more:
@@ -312,7 +426,7 @@ def _json_array(file: str, stream: io.BufferedReader) -> _Rows:
     # What may come: "first" (an element or the end), "element", or "separator".
     expected = "first"
     while character := window.next_character():
-        fault = ""
+        fault, is_cut = "", False
         line = window.line
         if character == "]" and expected == "element":
             yield BadRow(file, line, "invalid JSON: a comma before the closing bracket")
@@ -340,6 +454,7 @@ def _json_array(file: str, stream: io.BufferedReader) -> _Rows:
             except json.JSONDecodeError as error:
                 fault = error.msg
                 line += window.buffer.count("\n", window.position, error.pos)
+                is_cut = error.pos >= len(window.buffer.rstrip())
             except (ValueError, RecursionError) as error:
                 fault = str(error)
             else:
@@ -353,71 +468,207 @@ def _json_array(file: str, stream: io.BufferedReader) -> _Rows:
                 first_key = first_key or own_key
                 window.advance(window.position + 1)
         if fault:
-            yield BadRow(file, line, f"invalid JSON: {fault}")
             opening = r"\{" + (rf"\s*{re.escape(first_key)}\s*:" if first_key else "")
-            if not window.seek(re.compile(opening)):
+            start = window.offset
+            found = window.seek(re.compile(opening))
+            # Without a next element, an array that is closed has lost its last one only.
+            is_cut |= not found and not closed and not window.buffer.rstrip().endswith("]")
+            lost = is_cut or window.offset - start > _READ_BYTES
+            end = "; the rest is lost" if is_cut else ""
+            yield BadRow(file, line, f"invalid JSON: {fault}{end}", rest_lost=lost)
+            if not found:
                 return
             expected = "first"
     if not closed:
-        yield BadRow(file, window.line, "invalid JSON: the array is not closed")
+        reason = "invalid JSON: the array is not closed"
+        yield BadRow(file, window.line, reason, rest_lost=True)
 
 
 # --- tables -------------------------------------------------------------------------------
 
 
-def _parquet(file: str, stream: io.BufferedReader) -> _Rows:
-    line = 0
-    # Parquet is read from its end: what only runs forward is held whole.
-    source = stream if isinstance(stream.raw, io.FileIO) else io.BytesIO(stream.read())
+def _parquet(file: str, stream: io.BufferedReader, _: Collection[str] | None) -> _Rows:
+    if isinstance(stream.raw, io.FileIO):
+        yield from _parquet_rows(file, stream)
+        return
+    # Parquet is read from its end: what only runs forward is unpacked first.
+    with tempfile.TemporaryFile() as whole:
+        shutil.copyfileobj(stream, whole, _READ_BYTES)
+        yield from _parquet_rows(file, whole)
+
+
+def _parquet_rows(file: str, source: Any) -> _Rows:
+    line = stated = 0
     try:
-        batches = pq.ParquetFile(source).iter_batches(_PARQUET_BATCH_ROWS)
-        for batch in batches:
-            for data in batch.to_pylist():
+        table = pq.ParquetFile(source, page_checksum_verification=True)
+        stated = table.metadata.num_rows
+        schema = table.schema_arrow
+        _check_names(file, schema.names)
+        # No format reads a date, and Python has none for some that Parquet has.
+        names = [field.name for field in schema if not pa.types.is_temporal(field.type)]
+        for batch in table.iter_batches(_PARQUET_BATCH_ROWS, columns=names):
+            for row in _python_rows(batch):
                 line += 1
-                yield RawRow(file, line, data)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        yield BadRow(file, line + 1, f"invalid Parquet: {reason}; the rest is lost")
+                yield RawRow(file, line, row) if isinstance(row, dict) else BadRow(file, line, row)
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        rest = f"{stated - line:,} of {stated:,} rows are" if stated else "the rest is"
+        reason = f"invalid Parquet: {reason}; {rest} lost"
+        yield BadRow(file, line + 1, reason, rest_lost=True)
+        return
+    if line != stated:
+        reason = f"invalid Parquet: {stated:,} rows are stated, {line:,} came"
+        yield BadRow(file, line + 1, reason, rest_lost=True)
 
 
-def _csv(file: str, stream: io.BufferedReader) -> _Rows:
-    csv.field_size_limit(_MAX_CELL_CHARS)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, strict=True)
+def _python_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch as Python has them; why, for one that Python can't have."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError, TypeError):
+        pass
+    for index in range(batch.num_rows):
+        row: dict[str, Any] = {}
+        reason = ""
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                row[name] = column[index].as_py()
+            except UnicodeDecodeError as error:
+                reason = f"column '{name}': {_not_utf8(error.object[error.start])}"
+            except (ValueError, OverflowError, TypeError) as error:
+                reason = f"column '{name}': {error}"
+        yield reason or row
+
+
+def _check_names(file: str, names: Collection[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
+    if twice:
+        raise RequestError(f"{file}: two columns are called '{twice[0]}'")
+
+
+class _Lines:
+    """The lines of a table's text for csv.reader. csv.Error where a record gets too long."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._text = io.TextIOWrapper(
+            stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
+        )
+        self.number = 0
+        self.record: list[str] = []
+        self.is_stray = False
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(_MAX_ROW + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        chars = sum(map(len, self.record)) if self.record else 0
+        several = len(self.record) >= _MAX_CELL_LINES or chars > _MAX_CELL_CHARS
+        if several or len(line) > _MAX_ROW:
+            self.is_stray = True
+            raise csv.Error("a quoted cell does not end: is its quotation mark a stray one?")
+        self.record.append(line)
+        return line
+
+
+def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """(line, cells) of each record; a csv.Error for one that can't be read. Ends at the first
+    whose end is not found."""
+    csv.field_size_limit(_MAX_ROW + 1)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.record.clear()
+        line = lines.number + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, error
+            if lines.is_stray:
+                return
+
+
+def _csv(file: str, stream: io.BufferedReader, header: Collection[str] | None) -> _Rows:
+    lines = _Lines(stream)
+    yield from _table(file, lines, _records(lines, ","), header)
+
+
+def _quoted_tsv(file: str, stream: io.BufferedReader, header: Collection[str] | None) -> _Rows:
+    lines = _Lines(stream)
+    yield from _table(file, lines, _records(lines, "\t"), header)
+
+
+def _tsv(file: str, stream: io.BufferedReader, header: Collection[str] | None) -> _Rows:
+    """Tab separated values without quoting: a cell may start with a quotation mark."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
     def records() -> Iterator[tuple[int, list[str] | csv.Error]]:
-        while True:
-            line = reader.line_num + 1
-            try:
-                yield line, next(reader)
-            except StopIteration:
+        for number in itertools.count(1):
+            line = text.readline(_MAX_ROW + 1)
+            if len(line) > _MAX_ROW:
+                yield number, csv.Error(_too_long(file, number).reason)
                 return
-            except csv.Error as error:
-                yield line, error
+            if not line:
+                return
+            line = line.rstrip("\r\n")
+            yield number, line.split("\t") if line else []
 
-    yield from _table(file, records())
-
-
-def _tsv(file: str, stream: io.BufferedReader) -> _Rows:
-    """Tab separated values know no quoting: a cell may start with a quotation mark."""
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
-    lines = (line.rstrip("\r\n") for line in text)
-    yield from _table(
-        file, ((number, line.split("\t") if line else []) for number, line in enumerate(lines, 1))
-    )
+    yield from _table(file, None, records(), header)
 
 
-def _table(file: str, records: Iterator[tuple[int, list[str] | csv.Error]]) -> _Rows:
+def _is_quoted(file: DataFile, codec: str | None) -> bool:
+    """Whether a TSV file's cells are quoted as a CSV file's (pandas writes such), found by
+    reading it whole.
+
+    They are where a quotation mark within quoted cells is doubled; or where every record can be
+    read so, has the header's number of cells, and can't be meant to the letter: the header is
+    quoted, or some lines have too few or too many cells when read to the letter.
+    """
+    fits, needed, doubled, width = True, False, False, 0
+    try:
+        with closing(file.open()) as raw:
+            lines = _Lines(_decompressed(raw, codec))
+            for _, cells in _records(lines, "\t"):
+                if isinstance(cells, csv.Error):
+                    fits = False
+                    continue
+                written = "".join(lines.record).rstrip("\r\n")
+                if not width:
+                    width = len(cells)
+                    needed = written.startswith('"')
+                fits &= not cells or len(cells) == width
+                if '"' in written:
+                    needed |= "\n" in written or written.count("\t") + 1 != width
+                    marked = [cell.replace('"', '""') for cell in cells if '"' in cell]
+                    doubled |= any(f'"{cell}"' in written for cell in marked)
+    except OSError:
+        # The reading that follows meets the same fault, and names it.
+        fits = False
+    return doubled or (fits and needed)
+
+
+def _table(
+    file: str,
+    lines: _Lines | None,
+    records: Iterator[tuple[int, list[str] | csv.Error]],
+    header: Collection[str] | None,
+) -> _Rows:
     """Rows by column name, or by "0", "1", ... where the first line is not a header."""
     columns: list[str] | None = None
     for line, cells in records:
         if isinstance(cells, csv.Error):
-            yield BadRow(file, line, f"invalid CSV: {cells}")
+            yield _broken_record(file, line, cells, lines)
             continue
         if not cells:
             continue
         if columns is None:
-            if _is_header(cells):
+            if header is None or set(cells) == set(header):
+                _check_names(file, cells)
                 columns = cells
                 continue
             columns = [str(index) for index in range(len(cells))]
@@ -425,17 +676,25 @@ def _table(file: str, records: Iterator[tuple[int, list[str] | csv.Error]]) -> _
         if complaint:
             yield BadRow(file, line, complaint)
         elif len(cells) != len(columns):
-            yield BadRow(file, line, f"{len(cells)} cells where {len(columns)} are expected")
+            rows = len(lines.record) if lines else 1
+            reason = f"{len(cells)} cells where {len(columns)} are expected"
+            yield BadRow(file, line, reason, rows=rows)
         else:
             yield RawRow(file, line, dict(zip(columns, cells, strict=True)))
 
 
-def _is_header(cells: list[str]) -> bool:
-    return (
-        all(_NAME.fullmatch(cell) for cell in cells)
-        and len(set(cells)) == len(cells)
-        and not _COLUMNS.isdisjoint(cells)
-    )
+def _broken_record(file: str, line: int, error: csv.Error, lines: _Lines | None) -> BadRow:
+    """A record that can't be read: each of its lines may have been a row."""
+    if lines is None:
+        return BadRow(file, line, str(error), rest_lost=True)
+    rows = max(1, len(lines.record))
+    reason = f"invalid CSV: {error}"
+    at_end = "unexpected end of data" in str(error)
+    if lines.is_stray or (at_end and rows > 1):
+        return BadRow(file, line, f"{reason}; the rest is lost", rows=rows, rest_lost=True)
+    if rows > 1:
+        reason += f" (lines {line} to {line + rows - 1})"
+    return BadRow(file, line, reason, rows=rows)
 
 
 _READERS: dict[str, _Reader] = {

@@ -65,7 +65,8 @@ def export(
 ) -> list[Path]:
     """Writes rows, streamed and in order, and returns the files written.
 
-    - jsonl: one object a line, `messages` beside the lineage columns.
+    - jsonl: one object a line, `messages` beside the lineage columns. As in sharegpt, a turn
+      that is not to be learned has a `weight` of 0; the other formats can't hold such a sample.
     - sharegpt: a JSON array of `conversations` (from: system, human, gpt, tool; value).
     - alpaca: a JSON array of instruction, input (always empty), output, system, history
       (the earlier turns as [user, assistant] pairs).
@@ -96,6 +97,7 @@ def export(
         "sharegpt": _as_sharegpt,
         "alpaca": _as_alpaca,
         "llamafactory": _as_llamafactory,
+        "parquet": _as_parquet,
     }.get(fmt, _as_messages)
     converted = _converted(rows, convert, left_out)
     written = list(files_of(fmt, out, training))
@@ -261,14 +263,35 @@ def _lineage(row: Row) -> Row:
     return {key: row[key] for key in _LINEAGE}
 
 
+def _mark(turn: Row) -> Row:
+    """What says of a turn that it carries no loss, as OpenAI's and ShareGPT's files do."""
+    return {"weight": 0} if turn.get("learn") is False else {}
+
+
+def _refuse_marks(row: Row, fmt: str) -> None:
+    if any(map(_mark, row["messages"])):
+        raise UnfitSampleError(
+            f"sample {row['sample_id']}: {fmt} cannot say that a turn is not to be learned"
+        )
+
+
 def _as_messages(row: Row) -> Row:
-    messages = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
+    messages = [
+        {"role": turn["role"], "content": turn["content"], **_mark(turn)}
+        for turn in row["messages"]
+    ]
     return {"messages": messages, **_lineage(row)}
+
+
+def _as_parquet(row: Row) -> Row:
+    # A column for the mark would be null in the turns of all other rows.
+    _refuse_marks(row, "parquet")
+    return _as_messages(row)
 
 
 def _as_sharegpt(row: Row) -> Row:
     turns = [
-        {"from": _SHAREGPT_ROLES[turn["role"]], "value": turn["content"]}
+        {"from": _SHAREGPT_ROLES[turn["role"]], "value": turn["content"], **_mark(turn)}
         for turn in row["messages"]
     ]
     return {"conversations": turns, **_lineage(row)}
@@ -310,6 +333,7 @@ def _check_pairs(row: Row, turns: list[dict[str, str]], asking: tuple[str, ...],
 
 
 def _as_alpaca(row: Row) -> Row:
+    _refuse_marks(row, "alpaca")
     system, turns = _split_system(row)
     _check_pairs(row, turns, ("user",), "alpaca")
     texts = [turn["content"] for turn in turns]
@@ -325,6 +349,7 @@ def _as_alpaca(row: Row) -> Row:
 
 
 def _as_llamafactory(row: Row) -> Row:
+    _refuse_marks(row, "llamafactory")
     # LLaMA-Factory drops, with a warning only, conversations that do not alternate.
     _check_pairs(row, _split_system(row)[1], ("user", "tool"), "llamafactory")
     return {**_as_messages(row), "messages": _joined(row["messages"])}

@@ -9,8 +9,11 @@ duplicates are merged.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,14 @@ import pyarrow.parquet as pq
 from mona.containers import BadRow, EmptyFileError, RawRow, read_rows
 from mona.errors import RequestError, WorkError
 from mona.files import DataFile
-from mona.formats import FormatError, to_messages
+from mona.formats import COLUMNS_ADVICE, HEADERS, UNKNOWN_FIELDS, FormatError, Reading, read
 from mona.sample import Message, from_records, sample_id, to_records
 from mona.spec import Source, Subsample
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+# `learn` is null but for turns that carry no loss.
+_MESSAGES = pa.list_(
+    pa.struct([("role", pa.string()), ("content", pa.string()), ("learn", pa.bool_())])
+)
 _ORIGIN = [
     ("source", pa.string()),
     ("licence", pa.string()),
@@ -95,7 +101,9 @@ class PoolResult:
     rows_read = distinct + duplicates_merged + rows_bad + rows_left_out + rows_withdrawn, where
     rows_left_out are the answers of preference data that were not preferred; samples =
     distinct unless subsampled. `by_source` counts a sample under each label it came from.
-    Files of a withdrawn source are not read at all.
+    Files of a withdrawn source are not read at all. reasons: bad rows by reason, details (what
+    stands behind a colon) left out; unread: by source, how many rows have text in which field
+    that nothing reads; faults: what would refuse the pool, where it was not to be refused.
     """
 
     parquet: Path
@@ -110,6 +118,67 @@ class PoolResult:
     samples: int
     characters: int
     by_source: dict[str, int]
+    reasons: dict[str, int]
+    unread: dict[str, dict[str, int]]
+    faults: tuple[str, ...] = ()
+
+    def accounts(self) -> dict[str, Any]:
+        """What became of the rows read, for provenance and for `account`."""
+        return {
+            "rows": self.samples,
+            "rows read": self.rows_read,
+            "set aside": self.rows_bad,
+            "reasons": self.reasons,
+            "merged": self.duplicates_merged,
+            "not preferred": self.rows_left_out,
+            "withdrawn": self.rows_withdrawn,
+            "not drawn": self.distinct - self.samples,
+            "unread fields": self.unread,
+        }
+
+
+def account(dataset: str, accounts: Mapping[str, Any]) -> str:
+    """One line for a person: what became of the rows of a dataset, from a pool's accounts."""
+    parts = []
+    for what in ("set aside", "merged", "not preferred", "withdrawn", "not drawn"):
+        if accounts.get(what):
+            parts.append(f"{accounts[what]:,} {what}")
+            if what == "set aside":
+                most = sorted(accounts["reasons"].items(), key=lambda item: (-item[1], item[0]))
+                shown = "; ".join(f"{count:,} {reason}" for reason, count in most[:3])
+                parts[-1] += f" ({shown}{'; ...' if len(most) > 3 else ''})"
+    line = f"{dataset}: {accounts['rows']:,} samples of {accounts['rows read']:,} rows"
+    if accounts.get("files passed over"):
+        parts.append(f"{accounts['files passed over']:,} files passed over")
+    unread = sorted({name for fields in accounts["unread fields"].values() for name in fields})
+    if unread:
+        shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
+        parts.append(f"nothing reads {shown}")
+    return f"{line}; {', '.join(parts)}" if parts else line
+
+
+def head_faults(source: PoolSource, rows: int = 20) -> list[str]:
+    """A line for each file of a source whose first rows give no sample, and why: a pointer or a
+    web page in its place, an unknown format, a wrong configuration. Reads heads only."""
+    found = []
+    for part in source.inputs:
+        if not isinstance(part, DataFile):
+            continue
+        first: BadRow | None = None
+        try:
+            for row in itertools.islice(_raw_rows(part, source.source), rows):
+                bad = _read_row(row, source.source)
+                if not isinstance(bad, BadRow):
+                    break
+                first = first or bad
+            else:
+                if first is not None:
+                    unknown = first.reason.startswith(UNKNOWN_FIELDS)
+                    advice = f"; {COLUMNS_ADVICE}" if unknown else ""
+                    found.append(f"{first.file}:{first.line}: {first.reason}{advice}")
+        except RequestError as error:
+            found.append(str(error))
+    return found
 
 
 def build_pool(
@@ -121,6 +190,7 @@ def build_pool(
     subsample: Subsample | None = None,
     count_tokens: CountTokens | None = None,
     progress: Callable[[int], None] = lambda rows: None,
+    refuse: bool = True,
 ) -> PoolResult:
     """Writes `pool.parquet` (POOL_SCHEMA) and `quarantine.parquet` into `staging`.
 
@@ -128,8 +198,10 @@ def build_pool(
     the disk. `progress` is told of rows read since its last call. `count_tokens` is needed
     where `subsample` has `max_tokens`; it is asked only about samples that may be drawn.
 
-    Raises RequestError for sources without rows or with unreadable files, WorkError where
-    more than the share `max_bad_rows` of all rows is bad or no good row is left.
+    Raises RequestError for sources without rows or with unreadable files. WorkError where the
+    rest of a file is lost or a file gives no row, unless its source has `allow_partial`, where
+    more than the share `max_bad_rows` of all rows is bad (`refuse` False puts these into the
+    result's `faults` instead), and where no good row is left.
     """
     staging.mkdir(parents=True, exist_ok=True)
     rows_path = staging / "rows.parquet"
@@ -137,13 +209,11 @@ def build_pool(
     with _Intake(rows_path, quarantine_path, withdrawn, progress) as intake:
         for source in sources:
             intake.read(source)
-    if intake.bad > max_bad_rows * intake.read_count:
-        raise WorkError(
-            f"{intake.bad} of {intake.read_count} rows are bad "
-            f"({intake.bad / intake.read_count:.2%}, allowed {max_bad_rows:.2%}): "
-            + "; ".join(intake.first_reasons)
-        )
-    if not intake.good:
+    faults = intake.faults(max_bad_rows)
+    if faults and refuse:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise WorkError(f"{faults[0]}{more}{_advice(intake)}")
+    if not intake.good and refuse:
         raise WorkError(
             f"no row can be used; {intake.read_count} were read, {intake.withdrawn} are withdrawn"
             if withdrawn.ids or withdrawn.sources
@@ -175,7 +245,19 @@ def build_pool(
         samples=len(kept),
         characters=characters,
         by_source=dict(by_source.iter_rows()),
+        reasons=dict(intake.reasons),
+        unread={name: dict(sorted(counts.items())) for name, counts in intake.unread.items()},
+        faults=tuple(faults),
     )
+
+
+def _advice(intake: _Intake) -> str:
+    advice = ""
+    if intake.lost:
+        advice = "; mend the file, leave it out, or say 'allow_partial: true' in its source"
+    if any(reason.startswith(UNKNOWN_FIELDS) for reason in intake.reasons):
+        advice += f"; {COLUMNS_ADVICE}"
+    return advice
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -193,6 +275,9 @@ class _Intake:
     ) -> None:
         self.read_count = self.good = self.bad = self.withdrawn = 0
         self.first_reasons: list[str] = []
+        self.reasons: Counter[str] = Counter()
+        self.unread: dict[str, Counter[str]] = {}
+        self.lost: list[str] = []
         self._withdrawn = withdrawn
         self._progress = progress
         self._reported = self._chars = 0
@@ -231,31 +316,54 @@ class _Intake:
                 empty.append((part, error))
         if self.read_count == before:
             raise empty[0][1] if empty else RequestError(f"source '{name}': no rows")
-        # Real collections hold some empty files: a defect to show, not a reason to stop.
         for part, _ in empty:
-            self._refuse(BadRow(part.name, 0, "empty file"), _label(source.source, part))
+            row = BadRow(part.name, 0, "empty file")
+            self._refuse(row, _label(source.source, part))
+            self._lose(source.source, row)
+
+    def faults(self, max_bad_rows: float) -> list[str]:
+        """Why this is no pool to work with, a line each."""
+        found = list(self.lost)
+        if self.bad > max_bad_rows * self.read_count:
+            found.append(
+                f"{self.bad} of {self.read_count} rows are bad "
+                f"({self.bad / self.read_count:.2%}, allowed {max_bad_rows:.2%}): "
+                + "; ".join(self.first_reasons)
+            )
+        return found
 
     def _read_part(self, source: Source, part: DataFile | NamedRows) -> None:
         label = _label(source, part)
         limit = source.max_rows_per_file
-        good = bad = 0
-        for row in _raw_rows(part):
-            if isinstance(row, RawRow):
-                try:
-                    found = to_messages(row.data, source.format, source.preference)
-                except FormatError as error:
-                    row = BadRow(row.file, row.line, str(error))
-            if isinstance(row, BadRow):
-                bad += 1
-                self._refuse(row, label)
+        good = bad = read = 0
+        first: BadRow | None = None
+        unread = self.unread.setdefault(source.name, Counter())
+        for row in _raw_rows(part, source):
+            found = _read_row(row, source)
+            if isinstance(found, BadRow):
+                bad += found.rows
+                first = first or found
+                self._refuse(found, label)
+                if found.rest_lost:
+                    self._lose(source, found, f" ({read:,} rows were read)")
             else:
+                assert isinstance(row, RawRow)
+                read += 1
                 self.read_count += 1
-                for messages in found:
+                unread.update(found.unread)
+                if found.conversation is not None:
                     good += 1
-                    self._keep(messages, row, label, source.licence)
+                    self._keep(found.conversation, row, label, source.licence)
             # A file whose rows are all bad is given up as soon as a good one would be.
-            if limit is not None and limit in (good, bad):
-                return
+            if limit is not None and (good == limit or bad >= limit > good):
+                break
+        if first is not None and not read and not first.rest_lost:
+            self._lose(source, first, " (the file gives no row)")
+
+    def _lose(self, source: Source, row: BadRow, more: str = "") -> None:
+        if not source.allow_partial:
+            place = f"{row.file}:{row.line}" if row.line else row.file
+            self.lost.append(f"source '{source.name}': {place}: {row.reason}{more}")
 
     def _keep(self, messages: tuple[Message, ...], row: RawRow, label: str, licence: str) -> None:
         identity = sample_id(messages)
@@ -280,8 +388,9 @@ class _Intake:
             self._flush()
 
     def _refuse(self, row: BadRow, label: str) -> None:
-        self.read_count += 1
-        self.bad += 1
+        self.read_count += row.rows
+        self.bad += row.rows
+        self.reasons[_kind(row.reason)] += row.rows
         if len(self.first_reasons) < 3:
             self.first_reasons.append(f"{row.file}:{row.line}: {row.reason}")
         self._bad_batch.append(
@@ -306,10 +415,27 @@ def _label(source: Source, part: DataFile | NamedRows) -> str:
     return source.name
 
 
-def _raw_rows(part: DataFile | NamedRows) -> Iterator[RawRow | BadRow]:
+def _raw_rows(part: DataFile | NamedRows, source: Source) -> Iterator[RawRow | BadRow]:
     if isinstance(part, DataFile):
-        return read_rows(part)
+        return read_rows(part, HEADERS.get(source.format))
     return (RawRow(part.name, number, row) for number, row in enumerate(part.rows, 1))
+
+
+def _read_row(row: RawRow | BadRow, source: Source) -> Reading | BadRow:
+    if isinstance(row, BadRow):
+        return row
+    try:
+        return read(row.data, source.format, source.preference, source.columns)
+    except FormatError as error:
+        return BadRow(row.file, row.line, str(error))
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from row to row."""
+    head, _, detail = reason.partition(": ")
+    # The kind of a fault that a library words stands behind the first colon.
+    kind = f"{head}: {detail.partition(' (')[0]}" if head.startswith("invalid") else head
+    return re.sub(r"\[.*|\d+", "...", kind)[:80]
 
 
 # --- merging ------------------------------------------------------------------------------

@@ -83,6 +83,24 @@ PoolFormat = Literal[
 ]
 
 
+class Columns(Spec):
+    """Which fields of a source's rows are read, and as what; no others are."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="the field of the question; of several, those after the first may be absent"
+    )
+    answer: str
+    system: str | None = None
+    history: str | None = Field(
+        default=None, description="earlier turns: [question, reply] pairs, or messages"
+    )
+
+    @property
+    def prompts(self) -> list[str]:
+        """The fields of the question, in order."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
 class Source(Spec):
     """One origin of rows with one licence; exactly one of `path`, `hub`, `wheel`."""
 
@@ -91,12 +109,25 @@ class Source(Spec):
     hub: Hub | None = None
     wheel: Wheel | None = None
     format: PoolFormat = "auto"
+    columns: Columns | None = Field(
+        default=None, description="the source's own names, where no format has them"
+    )
     licence: str = "unknown"
     label_by_folder: bool = Field(
         default=False, description="provenance label is NAME/<the file's folder>, not NAME alone"
     )
     preference: Literal["refuse", "chosen"] = "refuse"
     max_rows_per_file: int | None = Field(default=None, ge=1)
+    allow_partial: bool = Field(
+        default=False,
+        description="read on where the rest of a file is lost, or a file gives no row",
+    )
+
+    @model_validator(mode="after")
+    def _columns_or_format(self) -> Source:
+        if self.columns is not None and self.format != "auto":
+            raise ValueError("columns and format exclude each other")
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
@@ -127,6 +158,9 @@ class DatasetSpec(Spec):
     sources: Annotated[list[Source], Field(min_length=1)]
     max_bad_rows: float = Field(
         default=0.01, ge=0, le=1, description="share that may be unreadable"
+    )
+    max_loss: float = Field(
+        default=0.10, ge=0, le=1, description="share of its rows that a refresh may lose"
     )
     subsample: Subsample | None = None
     refresh: str | None = Field(

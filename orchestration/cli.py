@@ -24,6 +24,7 @@ from mona.errors import MonaError, RequestError, WorkError
 from orchestration.cli_explain import explain
 from orchestration.cli_gc import gc
 from orchestration.cli_lineage import lineage
+from orchestration.cli_pool import pool
 from orchestration.cli_withdraw import withdraw
 from orchestration.config import CONFIG_VARIABLE, Config, load_config
 from orchestration.terminal import (
@@ -418,6 +419,7 @@ cli.add_command(explain)
 cli.add_command(gc)
 cli.add_command(lineage)
 cli.add_command(withdraw)
+cli.add_command(pool)
 
 
 def main() -> None:

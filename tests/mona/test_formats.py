@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import collections
+import datetime
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mona.containers import EmptyFileError, RawRow, read_rows
 from mona.files import DataFile
-from mona.formats import FormatError, detect, to_messages
-from mona.sample import ROLES
-from mona.spec import PoolFormat
+from mona.formats import HEADERS, FormatError, detect, read, to_messages
+from mona.sample import ROLES, from_records, sample_id, to_records
+from mona.spec import Columns, PoolFormat
 
 POOLS = Path(__file__).resolve().parents[3] / "shared/data/pools"
 
@@ -173,14 +178,6 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
     (
         "flan_cot",
-        {"0": "Ist 7 prime?\\nOptions:\\n- yes\\n- no\\n", "1": "yes", "2": "Two\\nhalves."},
-        [
-            "user: Ist 7 prime?\nOptions:\n- yes\n- no",
-            "assistant: Two\nhalves.\nThe answer is yes.",
-        ],
-    ),
-    (
-        "flan_cot",
         {"question": "q\\n", "answer": "4", "rationale": "2+2"},
         ["user: q\\n", "assistant: 2+2\nThe answer is 4."],
     ),
@@ -262,6 +259,18 @@ def test_every_format_of_the_configuration_is_read() -> None:
     assert {format for format, _, _ in CASES} == set(get_args(PoolFormat)) - {"auto"}
 
 
+def test_a_row_without_column_names_is_read_only_by_its_format() -> None:
+    row = {"0": "Ist 7 prime?\\nOptions:\\n- yes\\n- no\\n", "1": "yes", "2": "Two\\nhalves."}
+    assert turns(row, "flan_cot") == [
+        "user: Ist 7 prime?\nOptions:\n- yes\n- no",
+        "assistant: Two\nhalves.\nThe answer is yes.",
+    ]
+    with pytest.raises(FormatError, match="no known format has the fields"):
+        turns(row)
+    with pytest.raises(FormatError, match="field 'answer' is empty"):
+        turns({**row, "1": ""}, "flan_cot")
+
+
 def test_null_fields_count_as_absent() -> None:
     # The rows of one table carry the columns of all its formats.
     row = dict.fromkeys(
@@ -293,7 +302,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "a message part is of type 'image_url', not text",
     ),
     ({"question": "a", "answer": "b", "rationale": ""}, "field 'rationale' is empty"),
-    ({"0": "a", "1": "", "2": "c"}, "field 'answer' is empty"),
+    ({"0": "a", "1": "b", "2": "c"}, "no known format has the fields"),
     ({"Definition": ["a"], "input": "b"}, "no field 'output'"),
     ({"Definition": [], "input": "b", "output": "c"}, "'Definition' is an empty list"),
     ({"input": "a", "ideal": []}, "'ideal' is an empty list"),
@@ -319,6 +328,295 @@ def test_a_row_without_a_conversation_is_refused_with_a_reason(
 def test_a_row_that_is_not_of_the_configured_format_is_refused(format: str) -> None:
     with pytest.raises(FormatError):
         to_messages({"body": "a", "reply": "b"}, format, "refuse")
+
+
+# --- what every format may have -----------------------------------------------------------
+
+SPOKEN = [{"role": "user", "content": "Ask."}, {"role": "assistant", "content": "Told."}]
+HEARD = [{"from": "human", "value": "Ask."}, {"from": "gpt", "value": "Told."}]
+# One row of each format, whose question is "Ask." and whose answer is "Told.".
+PLAIN: dict[str, dict[str, Any]] = {
+    "alpaca": {"instruction": "Ask.", "output": "Told."},
+    "sharegpt": {"conversations": HEARD},
+    "openai": {"messages": SPOKEN},
+    "dolly": {"instruction": "Ask.", "response": "Told."},
+    "prompt_completion": {"prompt": "Ask.", "completion": "Told."},
+    "flan_cot": {"question": "Ask.", "answer": "Told", "rationale": "So."},
+    "super_natural_instructions": {"definition": "Ask.", "input": " ", "output": "Told."},
+    "oasst": {"prompt": tree("Ask.", replies=[tree("Told.", "assistant")])},
+    "evals": {"input": "Ask.", "ideal": "Told."},
+}
+
+
+def test_the_plain_rows_are_of_every_format() -> None:
+    assert set(PLAIN) == set(get_args(PoolFormat)) - {"auto"}
+
+
+@pytest.mark.parametrize("format", PLAIN)
+@pytest.mark.parametrize("field", ["system", "system_prompt"])
+def test_a_system_field_is_a_system_turn_in_every_format(format: str, field: str) -> None:
+    row = {**PLAIN[format], field: "Be brief. "}
+    assert turns(row, format)[:2] == ["system: Be brief. ", "user: Ask."]
+    assert turns({**PLAIN[format], field: " "}, format)[0] == "user: Ask."
+    with pytest.raises(FormatError, match=f"field '{field}' is a int"):
+        turns({**PLAIN[format], field: 4}, format)
+
+
+def test_a_system_prompt_said_twice_is_one() -> None:
+    leading = {"role": "system", "content": "Be brief."}
+    row = {"messages": [leading, *SPOKEN], "system": "Be brief.", "system_prompt": "Be brief."}
+    assert turns(row)[:2] == ["system: Be brief.", "user: Ask."]
+    assert turns({**row, "system": "Rhyme."})[0] == "system: Rhyme.\n\nBe brief."
+
+
+@pytest.mark.parametrize("format", PLAIN)
+def test_context_and_options_follow_the_question_in_every_format(format: str) -> None:
+    row = {**PLAIN[format], "context": ["Ann came.", "Bo left."], "options": ["Ann", "Bo"]}
+    assert turns(row, format)[0] == "user: Ask.\n\nAnn came.\n\nBo left.\n\nA. Ann\nB. Bo"
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["A) 2", "B) 3"], "A) 2\nB) 3"),
+        (["(a) 2", "(b) 3"], "(a) 2\n(b) 3"),
+        ({"A": "two", "B": 3}, "A. two\nB. 3"),
+        ("yes or no", "yes or no"),
+        ([1, 2.5], "A. 1\nB. 2.5"),
+    ],
+)
+def test_options_are_lines_with_labels(options: Any, shown: str) -> None:
+    assert turns({"question": "q", "answer": "a", "options": options})[0] == f"user: q\n\n{shown}"
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"options": {"temperature": 0.5}}, "keys are no labels"),
+        ({"options": [None]}, "no field 'options'"),
+        ({"options": True}, "'options' is a bool"),
+        ({"context": {"title": "x"}}, "'context' is a dict"),
+        ({"context": [3]}, "'context' is a int"),
+    ],
+)
+def test_a_context_that_can_not_be_read_refuses_the_row(extra: Any, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        turns({"question": "q", "answer": "a", **extra})
+
+
+@pytest.mark.parametrize("format", PLAIN)
+@pytest.mark.parametrize(
+    "media",
+    [{"images": ["a.png"]}, {"image": {"bytes": b"x"}}, {"audio": "a.wav"}, {"videos": "a.mp4"}],
+)
+def test_a_row_with_media_is_refused_in_every_format(format: str, media: Any) -> None:
+    (field,) = media
+    with pytest.raises(FormatError, match=f"the row has '{field}'; only text is read"):
+        turns({**PLAIN[format], **media}, format)
+    assert turns({**PLAIN[format], field: type(media[field])()}, format)[0] == "user: Ask."
+
+
+def test_a_turn_with_media_refuses_its_row() -> None:
+    with pytest.raises(FormatError, match="the row has 'images'"):
+        turns({"messages": [{**SPOKEN[0], "images": ["a.png"]}, SPOKEN[1]]})
+
+
+@pytest.mark.parametrize(
+    "mark", [{"weight": 0}, {"train": False}, {"loss": False}, {"weight": 0.0}]
+)
+@pytest.mark.parametrize("chat", [SPOKEN, HEARD])
+def test_a_turn_marked_as_not_to_learn_is_known_by_its_message(mark: Any, chat: Any) -> None:
+    row = {"messages": [chat[0], {**chat[1], **mark}, chat[0], {**chat[1], "weight": 1}]}
+    (messages,) = to_messages(row, "auto", "refuse")
+    assert [turn.learn for turn in messages] == [True, False, True, True]
+    assert from_records(to_records(messages)) == messages
+    (plain,) = to_messages({"messages": [*chat, *chat]}, "auto", "refuse")
+    assert sample_id(messages) != sample_id(plain)
+    with pytest.raises(FormatError, match="every assistant turn is marked"):
+        to_messages({"messages": [chat[0], {**chat[1], **mark}]}, "auto", "refuse")
+
+
+def test_marks_that_mean_nothing_change_nothing() -> None:
+    user, answer = SPOKEN
+    row = {"messages": [{**user, "weight": 0, "train": False}, {**answer, "loss": 1.7, "train": 1}]}
+    assert to_messages(row, "auto", "refuse") == to_messages({"messages": SPOKEN}, "auto", "refuse")
+    with pytest.raises(FormatError, match=r"a turn's weight is 0\.5"):
+        turns({"messages": [user, {**answer, "weight": 0.5}]})
+
+
+def test_an_id_is_what_it_was_before_marks_existed() -> None:
+    # SHA-256 of [["user","Ask."],["assistant","Told."]], as every store holds it.
+    (messages,) = to_messages({"messages": SPOKEN}, "auto", "refuse")
+    canonical = b'[["user","Ask."],["assistant","Told."]]'
+    assert sample_id(messages) == hashlib.sha256(canonical).hexdigest()[:32]
+
+
+PADDED = [
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Rain?"}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"name": "sky", "arguments": {"place": "Oslo", "day": 1}}],
+            },
+            {"role": "tool", "content": [{"type": "text", "text": "wet"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+        ],
+        "tools": [{"name": "sky", "parameters": {"place": {"type": "string"}}}],
+    },
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Change?"}]},
+            {"role": "assistant", "content": [{"type": "reasoning", "value": "Pay in crowns."}]},
+            {
+                "role": "assistant",
+                "content": [],
+                "tool_calls": [{"name": "change", "arguments": {"currency": "NOK"}}],
+            },
+        ],
+        "tools": [{"name": "change", "parameters": {"currency": {"type": "string"}, "n": {}}}],
+    },
+]
+
+
+def test_rows_of_parquet_are_those_of_json_lines(tmp_path: Path) -> None:
+    lines, table = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in PADDED), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(PADDED), table)
+    read_by = {}
+    for path in (lines, table):
+        raw = [row for row in read_rows(DataFile(path)) if isinstance(row, RawRow)]
+        assert len(raw) == 2
+        read_by[path] = [to_messages(row.data, "auto", "refuse") for row in raw]
+    # Parquet pads `arguments` with a null place, currency and day.
+    assert "null" not in str(read_by[table])
+    assert [m[0][0].content for m in read_by[table]] == [m[0][0].content for m in read_by[lines]]
+    assert read_by[table] == read_by[lines]
+
+
+@pytest.mark.parametrize("field", ["messages", "conversations", "conversation"])
+def test_turns_may_be_json_text(field: str) -> None:
+    row = {field: json.dumps([*SPOKEN, {"role": "user", "content": "Oh", "name": None}])}
+    assert turns(row) == ["user: Ask.", "assistant: Told.", "user: Oh"]
+    with pytest.raises(FormatError, match=f"field '{field}' is text that is no JSON"):
+        turns({field: "[{'role': 'user'}]"})
+    with pytest.raises(FormatError, match="no known format"):
+        turns({field: "a chat"})
+
+
+def test_pairs_of_conversations() -> None:
+    pair = {"prompt": SPOKEN[:1], "completion": SPOKEN[1:]}
+    assert turns(pair) == ["user: Ask.", "assistant: Told."]
+    assert turns({**pair, "completion": "Told."}) == ["user: Ask.", "assistant: Told."]
+    assert turns({**pair, "prompt": "Ask."}) == ["user: Ask.", "assistant: Told."]
+    ranked = {"prompt": SPOKEN[:1], "chosen": SPOKEN[1:], "rejected": []}
+    assert turns(ranked, preference="chosen") == ["user: Ask.", "assistant: Told."]
+    longer = {**ranked, "chosen": [*SPOKEN[1:], *SPOKEN]}
+    assert len(turns(longer, preference="chosen")) == 4
+    assert turns({**ranked, "chosen": SPOKEN}, preference="chosen") == turns(pair)
+
+
+def test_a_function_call_is_part_of_its_turn() -> None:
+    call = {"name": "sky", "arguments": '{"place": "Oslo"}'}
+    answer = {"role": "assistant", "content": "I look.", "function_call": call}
+    row = {"functions": [{"name": "sky"}], "messages": [SPOKEN[0], answer, *SPOKEN]}
+    found = turns(row)
+    assert found[0] == 'system: [{"name": "sky"}]'
+    assert found[2] == f"assistant: I look.\n\n{json.dumps(call)}"
+    assert turns({"messages": [SPOKEN[0], {**answer, "content": None}]}) == [
+        "user: Ask.",
+        f"assistant: {json.dumps(call)}",
+    ]
+    texts = [SPOKEN[0], {"role": "assistant", "content": "", "tool_calls": '[{"name": "sky"}]'}]
+    assert turns({"messages": texts})[1] == 'assistant: [{"name": "sky"}]'
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "expected"),
+    [
+        (
+            {"Frage": "Eis?", "Antwort": "Ja", "Ton": "knapp"},
+            {"prompt": "Frage", "answer": "Antwort", "system": "Ton"},
+            ["system: knapp", "user: Eis?", "assistant: Ja"],
+        ),
+        (
+            {"Instruction": "Add.", "Input": "1 2", "Output": "3", "instruction": "no"},
+            {"prompt": ["Instruction", "Input"], "answer": "Output"},
+            ["user: Add.\n\n1 2", "assistant: 3"],
+        ),
+        (
+            {"Instruction": "Add.", "Input": None, "Output": "3"},
+            {"prompt": ["Instruction", "Input"], "answer": "Output"},
+            ["user: Add.", "assistant: 3"],
+        ),
+        (
+            {"q": "And?", "a": "Yes", "past": [["Hi", "Hello"]]},
+            {"prompt": "q", "answer": "a", "history": "past"},
+            ["user: Hi", "assistant: Hello", "user: And?", "assistant: Yes"],
+        ),
+        (
+            {"q": "And?", "a": "Yes", "past": json.dumps(SPOKEN)},
+            {"prompt": "q", "answer": "a", "history": "past"},
+            ["user: Ask.", "assistant: Told.", "user: And?", "assistant: Yes"],
+        ),
+        (
+            {"messages": "Hm?", "output": "Ho"},
+            {"prompt": "messages", "answer": "output", "history": "past"},
+            ["user: Hm?", "assistant: Ho"],
+        ),
+    ],
+)
+def test_a_source_may_name_its_own_columns(row: Any, columns: Any, expected: list[str]) -> None:
+    (messages,) = to_messages(row, "auto", "refuse", Columns(**columns))
+    assert [f"{turn.role}: {turn.content}" for turn in messages] == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"q": "a"}, "no field 'a'"),
+        ({"a": "a"}, "no field 'q'"),
+        ({"q": "a", "a": ["b"]}, "field 'a' is a list, not text"),
+        ({"q": "a", "a": "b", "h": [["c"]]}, "field 'h' is not a list of pairs"),
+        ({"q": "a", "a": "b", "h": "c"}, "field 'h' is text that is no JSON"),
+        ({"q": "a", "a": "b", "images": ["c"]}, "the row has 'images'"),
+    ],
+)
+def test_a_row_without_the_named_columns_is_refused(row: Any, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        to_messages(row, "auto", "refuse", Columns(prompt="q", answer="a", history="h"))
+
+
+def test_text_that_nothing_reads_is_named() -> None:
+    def unread(row: dict[str, Any], format: str = "auto") -> tuple[str, ...]:
+        return read(row, format, "refuse").unread
+
+    assert unread({**PLAIN["alpaca"], "text": "x", "id": 3, "lang": " "}) == ("text",)
+    # Of two answers one is read.
+    assert unread({**PLAIN["alpaca"], "response": "x"}) == ("response",)
+    assert unread({**PLAIN["openai"], "prompt": "Ask."}) == ("prompt",)
+    for format, row in PLAIN.items():
+        assert unread({**row, "system": "a", "context": "b", "note": "c"}, format) == ("note",)
+    columns = Columns(prompt="q", answer="a")
+    assert read({"q": "a", "a": "b", "system": "c"}, "auto", "refuse", columns).unread == (
+        "system",
+    )
+
+
+def test_a_row_nested_beyond_reason_is_refused() -> None:
+    deep: Any = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(FormatError, match="nested too deeply"):
+        to_messages({"prompt": "a", "completion": "b", "more": deep}, "auto", "refuse")
+
+
+def test_a_value_that_json_has_not_is_refused() -> None:
+    calls = [{"name": "f", "arguments": {"when": datetime.date(2024, 1, 1)}}]
+    row = {"messages": [SPOKEN[0], {"role": "assistant", "content": "a", "tool_calls": calls}]}
+    with pytest.raises(FormatError, match="can't be written as JSON"):
+        turns(row)
 
 
 # --- preferences --------------------------------------------------------------------------
@@ -485,11 +783,13 @@ def converted(path: Path, preference: str = "refuse") -> tuple[collections.Count
     """(rows by format, conversations, rows refused) of a file."""
     formats: collections.Counter[str] = collections.Counter()
     good = bad = 0
-    for row in read_rows(DataFile(path)):
+    # FLAN's files have no header: their source says what they are.
+    format = "flan_cot" if path.suffix == ".tsv" else "auto"
+    for row in read_rows(DataFile(path), HEADERS.get(format)):
         assert isinstance(row, RawRow)
         try:
-            formats[detect(row.data)] += 1
-            good += len(to_messages(row.data, "auto", preference))
+            formats[format if format == "flan_cot" else detect(row.data)] += 1
+            good += len(to_messages(row.data, format, preference))
         except FormatError:
             bad += 1
     return formats, good, bad

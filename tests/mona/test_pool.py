@@ -109,8 +109,8 @@ def test_duplicates_are_merged_with_every_origin(tmp_path: Path) -> None:
     assert rows[0] == {
         "sample_id": identity(5),
         "messages": [
-            {"role": "user", "content": "Count to 5."},
-            {"role": "assistant", "content": "0 1 2 3 4"},
+            {"role": "user", "content": "Count to 5.", "learn": None},
+            {"role": "assistant", "content": "0 1 2 3 4", "learn": None},
         ],
         "origins": [
             {"source": "abc", "licence": "apache-2.0", "file": "hub/abc", "line": 2},
@@ -149,7 +149,8 @@ def test_formats_may_be_mixed_and_bad_rows_are_set_aside(tmp_path: Path) -> None
         + '{"cut": \n',
         hard=lines({"odd \ud800 field": 1}, {"prompt": "p\ud800", "completion": "c"}),
     )
-    result = build_pool([source("mix", *files)], tmp_path / "staging", max_bad_rows=0.6)
+    mix = source("mix", *files, allow_partial=True)
+    result = build_pool([mix], tmp_path / "staging", max_bad_rows=0.6)
     assert (result.rows_read, result.rows_bad, result.samples) == (7, 4, 3)
     assert pq.read_schema(result.quarantine).equals(QUARANTINE_SCHEMA)
     assert pq.read_table(result.quarantine).to_pylist() == [
@@ -186,7 +187,8 @@ def test_a_row_limit_counts_good_rows_of_each_file(tmp_path: Path) -> None:
         two=lines(row(5)),
         other=lines(*[{"x": 1}] * 50),
     )
-    result, rows = build(source("few", *files, max_rows_per_file=2), max_bad_rows=1.0)
+    few = source("few", *files, max_rows_per_file=2, allow_partial=True)
+    result, rows = build(few, max_bad_rows=1.0)
     assert [line["sample_id"] for line in rows] == [identity(1), identity(2), identity(5)]
     # Of a file with bad rows only, as many are read as would be of a good one.
     assert (result.rows_read, result.rows_bad) == (6, 3)
@@ -222,7 +224,8 @@ def test_too_many_bad_rows_stop_the_work_with_the_first_reasons(tmp_path: Path) 
         "4 of 5 rows are bad (80.00%, allowed 79.00%): "
         "a.jsonl:2: no known format has the fields ['x']; "
         "a.jsonl:3: no known format has the fields ['y']; "
-        "a.jsonl:4: no known format has the fields ['z']"
+        "a.jsonl:4: no known format has the fields ['z']; "
+        "a source's 'columns: {prompt: ..., answer: ...}' names its own fields"
     )
     assert build(source("a", *files), max_bad_rows=0.8)[0].samples == 1
 
@@ -230,7 +233,7 @@ def test_too_many_bad_rows_stop_the_work_with_the_first_reasons(tmp_path: Path) 
 def test_a_pool_without_a_good_row_fails(tmp_path: Path) -> None:
     files = data_files(tmp_path, a=lines({"x": 1}))
     with pytest.raises(WorkError, match="no row can be used; 1 were read"):
-        build(source("a", *files), max_bad_rows=1.0)
+        build(source("a", *files, allow_partial=True), max_bad_rows=1.0)
 
 
 def test_sources_without_rows_are_refused(tmp_path: Path) -> None:
@@ -247,7 +250,8 @@ def test_sources_without_rows_are_refused(tmp_path: Path) -> None:
 def test_an_empty_file_among_others_is_one_defect(tmp_path: Path) -> None:
     files = data_files(tmp_path, void="", full=lines(row(1), row(2), row(3)))
     staging = tmp_path / "staging"
-    result = build_pool([source("a", *files)], staging, max_bad_rows=0.25)
+    part = source("a", *files, allow_partial=True)
+    result = build_pool([part], staging, max_bad_rows=0.25)
     assert (result.rows_read, result.rows_bad, result.samples) == (4, 1, 3)
     assert pl.read_parquet(result.quarantine).rows() == [("void.jsonl", 0, "empty file", "a")]
 
