@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MonaError(Exception):
     """A failure explained in one line: what, where (file, row or key), and why."""
@@ -17,3 +19,11 @@ class WorkError(MonaError):
 
 class PassingError(WorkError):
     """A failure that may pass by itself: a hub or an index that did not answer."""
+
+
+class Faults(RequestError):
+    """Several faults that were found together; `faults` holds a line each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(faults))

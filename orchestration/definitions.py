@@ -23,6 +23,7 @@ from assets.targets import build_target
 from orchestration.automation import build_condition_sensor, with_automation
 from orchestration.checks import build_checks
 from orchestration.config import Config, load_config
+from orchestration.logs import build_logger
 from orchestration.notices import build_failure_sensor
 from orchestration.refresh import build_schedules
 from orchestration.sensors import build_entry_sensor, build_hub_sensor
@@ -84,6 +85,7 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
         # One process a run: a model is loaded once for all of its steps.
         executor=dg.in_process_executor,
         resources=resources,
+        loggers={"console": build_logger(config.home)},
     )
 
 

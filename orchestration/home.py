@@ -14,6 +14,7 @@ import psutil
 from assets.pools import CPU_POOL
 from mona.errors import WorkError
 from orchestration.config import Config
+from orchestration.home_settings import settle_settings
 from resources.store import Store
 
 PROCESS_TAG = "mona/process"
@@ -28,24 +29,13 @@ ACTIVE_RUNS = dg.RunsFilter(
     ]
 )
 _LEAST_FREE_BYTES = 2 * 2**20  # more than what Dagster's history of a run takes
-_SETTINGS = """\
-telemetry:
-  enabled: false
-nux:
-  enabled: false
-concurrency:
-  pools:
-    default_limit: 1
-"""
 
 
 def dagster_home(config: Config) -> str:
     """The folder for Dagster's history, made with telemetry off; the audit needs it to last."""
     home = config.home / "dagster"
     home.mkdir(parents=True, exist_ok=True)
-    settings = home / "dagster.yaml"
-    if not settings.exists() or not settings.stat().st_size:
-        settings.write_text(_SETTINGS, encoding="utf-8")
+    settle_settings(home)
     return str(home)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from mona.errors import RequestError, WorkError
+from mona.errors import WorkError
 from mona.sae import SparseAutoencoder
 from mona.sae_quality import measure
+from mona.sae_trainer import TopKTrainer
 from mona.sae_training import shuffled_batches, train_sae
 from mona.spec import SaeTraining
 
@@ -226,20 +230,18 @@ def test_an_interrupted_training_continues_to_the_same_weights(after: int, tmp_p
 def test_a_kill_while_a_checkpoint_is_written_is_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sae_lens.training.sae_trainer import SAETrainer
-
     samples, spec = planted(200, seed=1), spec_of(tokens=64 * 40)
     expected = train(always(samples), spec, tmp_path / "undisturbed")
-    save, calls = SAETrainer.save_trainer_state, []
+    save, calls = TopKTrainer.save, []
 
-    def killed(self: Any, checkpoint_path: Path) -> None:
-        calls.append(checkpoint_path)
+    def killed(self: TopKTrainer, folder: Path) -> None:
+        calls.append(folder)
+        save(self, folder)
         if len(calls) == 3:
-            raise Killed  # weights are written, the optimiser's state is not
-        save(self, checkpoint_path)
+            raise Killed  # written, but not under its final name yet
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(SAETrainer, "save_trainer_state", killed)
+        patch.setattr(TopKTrainer, "save", killed)
         train(always(samples), spec, tmp_path)
     assert train(always(samples), spec, tmp_path).digest == expected.digest
 
@@ -268,12 +270,36 @@ def test_faulty_inputs_are_named(tmp_path: Path) -> None:
         train(always([torch.ones(200, D)]), spec_of(), tmp_path)
 
 
-def test_impossible_settings_are_refused(tmp_path: Path) -> None:
-    samples = always(planted(20, seed=1))
-    with pytest.raises(RequestError, match="tokens = 63 is less than batch_tokens = 64"):
-        train(samples, spec_of(tokens=63), tmp_path)
-    with pytest.raises(RequestError, match="k = 49 exceeds latents = 48"):
-        train(samples, spec_of(k=49), tmp_path)
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValidationError, match="tokens = 63 is less than batch_tokens"):
+        spec_of(tokens=63)
+    with pytest.raises(ValidationError, match="k = 49 is above latents = 48"):
+        spec_of(k=49)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    samples, spec = planted(200, seed=1), spec_of(tokens=64 * 60)
+    with pytest.raises(Killed):
+        train(dying(samples, 190), spec, tmp_path)
+    (saved,) = (tmp_path / "scratch").glob("step_*/state.safetensors")
+    saved.write_bytes(saved.read_bytes()[:100])
+    with pytest.raises(WorkError, match=r"state\.safetensors: can't be continued from"):
+        train(always(samples), spec, tmp_path)
+
+
+def test_training_needs_no_sae_lens(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch\nfrom pathlib import Path\n"
+        "from mona.sae_training import train_sae\nfrom mona.spec import SaeTraining\n"
+        "spec = SaeTraining(datasets=['a'], latents=16, k=2, tokens=64, batch_tokens=32)\n"
+        "train_sae(lambda epoch: [torch.randn(80, 4)], 4, spec, checkpoint=Path(sys.argv[1]),"
+        " device='cpu', progress=id)\n"
+        "assert 'sae_lens' not in sys.modules and 'transformer_lens' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "scratch")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_divergence_is_a_failure(tmp_path: Path) -> None:
