@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MonaError(Exception):
     """A failure explained in one line: what, where (file, row or key), and why."""
@@ -21,6 +23,14 @@ class PassingError(WorkError):
 
 class TakenError(PassingError):
     """Another process is at work on it; passes when that one ends."""
+
+
+class Faults(RequestError):
+    """Several faults that were found together; `faults` holds a line each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(faults))
 
 
 def sentence(error: BaseException, longest: int = 300) -> str:

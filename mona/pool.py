@@ -507,6 +507,12 @@ def _draw(
     candidates = merged.select(
         "row", label=pl.col("origins").list.first().struct.field("source"), key=pl.Series(keys)
     ).sort("label", "key")
+    if subsample.max_chars is not None:
+        lengths = pl.scan_parquet(rows_path, row_index_name="row").select("row", "n_chars")
+        short = lengths.filter(pl.col("n_chars") <= subsample.max_chars).select("row").collect()
+        candidates = candidates.join(short, on="row", how="semi", maintain_order="left")
+        if candidates.is_empty():
+            raise WorkError(f"no sample has at most {subsample.max_chars} characters")
     if subsample.max_tokens is None:
         drawn = _round_robin(candidates, subsample.rows)
     else:

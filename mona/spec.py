@@ -36,7 +36,12 @@ Slug = Annotated[
 
 
 def _from_base(path: str, info: ValidationInfo) -> str:
-    expanded = Path(path).expanduser()
+    if "\0" in path:
+        raise ValueError("holds a zero byte")
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise ValueError(str(error)) from error
     base = (info.context or {}).get("base")
     return str(expanded if base is None else Path(base) / expanded)
 
@@ -142,6 +147,9 @@ class Subsample(Spec):
 
     rows: int = Field(ge=1)
     seed: int = 0
+    max_chars: int | None = Field(
+        default=None, ge=1, description="longer samples are not drawn; needs no tokenizer"
+    )
     max_tokens: int | None = Field(default=None, ge=1)
     tokenizer: Slug | None = Field(default=None, description="the model whose tokens are counted")
 
@@ -229,6 +237,14 @@ class SaeTraining(Spec):
     learning_rate: float = Field(default=3e-4, gt=0)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _possible(self) -> SaeTraining:
+        if self.k > self.latents:
+            raise ValueError(f"k = {self.k} is above latents = {self.latents}")
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"tokens = {self.tokens} is less than batch_tokens, a single step")
+        return self
+
 
 class PretrainedSae(Spec):
     """An SAE that exists: a sae-lens `release` with its `sae_id`, or a folder (`path`) or a
@@ -301,6 +317,13 @@ class ModelSpec(Spec):
     )
     tokens: TokenPolicy = TokenPolicy()
     token_cache_gb: float = Field(default=0.0, ge=0, description="disk for token activations")
+
+    @model_validator(mode="after")
+    def _as_many_latents(self) -> ModelSpec:
+        trained = self.sae.train
+        if trained is not None and self.k is not None and self.k > trained.latents:
+            raise ValueError(f"k = {self.k} is above sae.train.latents = {trained.latents}")
+        return self
 
 
 TargetReader = Literal[

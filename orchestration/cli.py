@@ -1,11 +1,10 @@
 """The `mona` command: what to do is read from the arguments, done elsewhere, shown here.
 
-Exit codes: 0 done, 1 the work failed, 2 the request or configuration is wrong.
+The groups of commands are the modules `cli_*` beside; how a command ends is `outcome`.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
@@ -13,176 +12,40 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mona.errors import MonaError, RequestError, WorkError
+from mona import __version__
+from mona.errors import RequestError, WorkError
 from orchestration.cli_explain import explain
 from orchestration.cli_gc import gc
 from orchestration.cli_lineage import lineage
 from orchestration.cli_pool import pool
+from orchestration.cli_run import check, leaderboard, run, status
 from orchestration.cli_withdraw import withdraw
 from orchestration.config import CONFIG_VARIABLE, Config, load_config
+from orchestration.outcome import exit_code
 from orchestration.terminal import (
     asset_partition,
     config_option,
     json_option,
     only,
     print_table,
+    printable,
 )
 
 if TYPE_CHECKING:
     from mona.export import ExportFormat, FileKind
 
 
-def _choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for name in ("recipe", "target", "model", "dataset"):
-        command = click.option(f"--{name}", f"{name}s", multiple=True, help="may be repeated")(
-            command
-        )
-    return command
-
-
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mona", message="%(prog)s %(version)s")
 def cli() -> None:
     """Choose the training data that makes a language model good at your task."""
-
-
-@cli.command()
-@config_option
-@_choice_options
-@click.option("--upto", default="leaderboard", help="the last asset to make", show_default=True)
-@click.option("--dry-run", is_flag=True, help="print the plan and its costs, do nothing")
-@click.option("--retrain-sae", is_flag=True, help="train the SAEs anew even if they are fresh")
-@json_option
-def run(
-    config_path: str | None,
-    datasets: tuple[str, ...],
-    models: tuple[str, ...],
-    targets: tuple[str, ...],
-    recipes: tuple[str, ...],
-    upto: str,
-    dry_run: bool,
-    retrain_sae: bool,
-    as_json: bool,
-) -> None:
-    """Bring the chosen part up to date, skipping what is fresh."""
-    config = load_config(config_path)
-    from orchestration.definitions import build_definitions, build_resources
-    from orchestration.home import open_instance
-    from orchestration.planner import Choice
-    from orchestration.run import bring_up_to_date, observe
-
-    choice = Choice(datasets, models, targets, recipes, upto).checked(config)
-    definitions, resources = build_definitions(config), build_resources(config)
-    with open_instance(config) as instance:
-        observe(config, instance, resources)
-        if dry_run:
-            from orchestration.estimate import estimate
-
-            _show_plan(estimate(config, definitions, instance, resources, choice), as_json)
-            return
-        done = bring_up_to_date(
-            config,
-            definitions,
-            instance,
-            choice,
-            retrain_sae=retrain_sae,
-            announce=lambda text: click.echo(f"making {text}", err=True),
-        )
-    if as_json:
-        click.echo(json.dumps({"made": done.made, "fresh": done.fresh}))
-    else:
-        click.echo(f"{len(done.made)} made, {len(done.fresh)} were fresh")
-
-
-def _show_plan(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(list(rows)))
-        return
-    print_table(
-        rows, ["asset", "status", "why", "samples", "tokens", "disk", "time"], "nothing is planned"
-    )
-
-
-@cli.command()
-@config_option
-@_choice_options
-@json_option
-def status(
-    config_path: str | None,
-    datasets: tuple[str, ...],
-    models: tuple[str, ...],
-    targets: tuple[str, ...],
-    recipes: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Each partition: fresh, stale (and why), missing, waiting for its upstream, tainted by a
-    withdrawal until it is made again, or retired: configured no more."""
-    config = load_config(config_path)
-    from orchestration.definitions import build_definitions, build_resources
-    from orchestration.home import open_instance
-    from orchestration.planner import Choice, Standing, label, states, steps
-    from orchestration.reclaim import retired
-    from orchestration.run import observe
-    from orchestration.taints import taints
-    from resources.withdrawals import Withdrawals
-
-    choice = Choice(datasets, models, targets, recipes).checked(config)
-    definitions = build_definitions(config)
-    resources = build_resources(config)
-    with open_instance(config) as instance:
-        observe(config, instance, resources)
-        standing = Standing(instance, definitions.resolve_asset_graph(), config)
-        rows = [
-            {"asset": label(state.key, state.partition), "status": state.status, "why": state.why}
-            for state in states(standing, steps(config, choice))
-        ]
-    for withdrawal in Withdrawals(config.home).unfinished():
-        click.echo(f"withdrawal {withdrawal} is not complete: mona run completes it", err=True)
-    tainted = taints(resources["records"])
-    for row in rows:
-        if row["asset"] in tainted:
-            row |= {
-                "status": "tainted",
-                "why": f"{tainted[row['asset']]} ({row['status']}: {row['why']})",
-            }
-    rows += [
-        {
-            "asset": asset,
-            "status": "retired",
-            "why": "no longer configured; "
-            + ("kept for the audit" if kept else "mona gc reclaims it"),
-        }
-        for asset, kept in retired(config, resources["records"]).items()
-    ]
-    if as_json:
-        click.echo(json.dumps(rows))
-    else:
-        print_table(rows, ["asset", "status", "why"], "nothing is configured")
-
-
-@cli.command()
-@config_option
-def check(config_path: str | None) -> None:
-    """Validate the configuration, its names and its files, without work."""
-    config = load_config(config_path)
-    from assets.entries import entry_versions
-    from orchestration.definitions import build_definitions, build_resources
-
-    resources = build_resources(config)
-    entry_versions(
-        config.datasets, config.models, config.targets, resources["sources"], resources["shelf"]
-    )
-    build_definitions(config).resolve_asset_graph()
-    click.echo(
-        f"{config.path}: {len(config.datasets)} datasets, {len(config.models)} models, "
-        f"{len(config.targets)} targets, {len(config.recipes)} recipes"
-    )
 
 
 @cli.group()
@@ -195,7 +58,7 @@ def select() -> None:
 @config_option
 @click.option("--dataset", help="where there is more than one")
 @click.option("--model", help="where there is more than one")
-@click.option("--limit", default=20, show_default=True, help="rows to show")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="rows to show")
 @click.option(
     "--sort", type=click.Choice(["rank", "source", "length"]), default="rank", show_default=True
 )
@@ -225,27 +88,43 @@ def show(
         for row in rows[:limit]
     ]
     columns = ["rank", "score", "source", "licence", "length", "text", "sample_id"]
-    print_table(shown, columns, "nothing was chosen")
+    print_table(shown, columns, "nothing was chosen", shorten="text")
 
 
 @select.command("summary")
 @config_option
-def summary(config_path: str | None) -> None:
+@json_option
+def summary(config_path: str | None, as_json: bool) -> None:
     """For every selection made: its largest sources and its five best rows."""
     config = load_config(config_path)
     from assets.keys import subsets
 
+    found = []
     for (target, recipe), dataset, model in itertools.product(
         subsets(config.targets, config.recipes), config.datasets, config.models
     ):
         _, rows = _chosen(config, f"{target}/{recipe}", dataset, model)
-        counts = Counter(row["source"] for row in rows)
-        top = ", ".join(f"{source} {count}" for source, count in counts.most_common(8))
-        click.echo(f"\n{target}/{recipe} from {dataset} by {model}: {len(rows)} samples")
-        click.echo(f"  largest sources: {top}")
-        for row in rows[:5]:
-            text = _one_line(row["messages"], 110)
-            click.echo(f"  {row['rank']}. {row['score']:.4f} {row['source']}: {text}")
+        counts = Counter(row["source"] for row in rows).most_common(8)
+        found.append(
+            {
+                "subset": f"{target}/{recipe}",
+                "dataset": dataset,
+                "model": model,
+                "samples": len(rows),
+                "sources": dict(counts),
+                "best": rows[:5],
+            }
+        )
+        if not as_json:
+            top = printable(", ".join(f"{source} {count}" for source, count in counts))
+            click.echo(f"\n{target}/{recipe} from {dataset} by {model}: {len(rows)} samples")
+            click.echo(f"  largest sources: {top}")
+            for row in rows[:5]:
+                text = printable(_one_line(row["messages"], 110))
+                source = printable(row["source"])
+                click.echo(f"  {row['rank']}. {row['score']:.4f} {source}: {text}")
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
 
 
 @cli.command()
@@ -415,11 +294,8 @@ def _one_line(messages: Sequence[dict[str, str]] | None, width: int = 160) -> st
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-cli.add_command(explain)
-cli.add_command(gc)
-cli.add_command(lineage)
-cli.add_command(withdraw)
-cli.add_command(pool)
+for command in (run, status, check, leaderboard, explain, gc, lineage, pool, withdraw):
+    cli.add_command(command)
 
 
 def main() -> None:
@@ -430,22 +306,7 @@ def main() -> None:
     # Lance warns about every table that it is about to make.
     for variable in ("LANCE_LOG", "LANCEDB_LOG"):
         os.environ.setdefault(variable, "error")
-    try:
-        cli(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; the next run goes on from the last commit", err=True)
-        sys.exit(1)
-    except MonaError as error:
-        click.echo(f"mona: {error}", err=True)
-        sys.exit(2 if isinstance(error, RequestError) else 1)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        click.echo(f"mona: {error.filename or 'a file'}: the disk is full", err=True)
-        sys.exit(1)
+    sys.exit(exit_code(cli, sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError
 
-from mona.errors import RequestError
+from mona.errors import Faults, RequestError
+from mona.names import nearest
 from mona.spec import DatasetSpec, LocalPath, ModelSpec, RecipeSpec, Slug, Spec, TargetSpec
 from resources.engine import EngineSpec
 
@@ -71,63 +72,169 @@ class Config(Spec):
         if self.store.home is not None:
             return Path(self.store.home).resolve()
         if "://" in self.store.root:
-            raise RequestError(f"{self.path}: store.home: needed when store.root is a URI")
+            raise RequestError("store.home: is needed where store.root is a URI")
         return Path(self.store_root)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice instead of keeping the last."""
+# Stand for `${` and `}` while the file is parsed: no YAML, and no text of anybody's.
+_OPEN, _CLOSE = "\uf8f0", "\uf8f1"
+_MARKED = re.compile(f"{_OPEN}([A-Za-z_][A-Za-z0-9_]*){_CLOSE}")
+_DEEPEST = 100
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that puts in environment variables, refuses a key given twice instead of
+    keeping the last, and names the line of whatever can't be read."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        self.depth = getattr(self, "depth", 0) + 1
+        if self.depth > _DEEPEST:
+            line = self.peek_event().start_mark.line + 1
+            raise RequestError(f"line {line}: nested more than {_DEEPEST} deep")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        # Here, so that a variable's value is one scalar whatever it holds, and may be a number;
+        # comments are gone by now.
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        event.value = _MARKED.sub(lambda match: _variable(match.group(1), line), event.value)
+        return super().compose_scalar_node(anchor)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RequestError):
+            raise
+        except Exception as error:  # whatever a conversion raises: int, date, binary
+            line = node.start_mark.line + 1
+            reason = " ".join(str(error).split())[:200]
+            raise RequestError(f"line {line}: can't be read as {node.tag}: {reason}") from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
+            line = key_node.start_mark.line + 1
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise RequestError(f"line {line}: a name must be a plain text")
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise RequestError(f"line {line}: the name '{key}' is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-def _expand_variables(text: str) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            line = text.count("\n", 0, match.start()) + 1
-            raise RequestError(f"line {line}: the environment variable {name} is not set")
-        return os.environ[name]
-
-    return _VARIABLE.sub(value, text)
+def _variable(name: str, line: int) -> str:
+    if name not in os.environ:
+        raise RequestError(f"line {line}: the environment variable {name} is not set")
+    return os.environ[name]
 
 
-def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
+def _parsed(text: str) -> dict[str, Any]:
+    marked = _VARIABLE.sub(rf"{_OPEN}\1{_CLOSE}", text)
+    try:
+        # The loader derives from SafeLoader: it builds plain values only.
+        raw = yaml.load(marked, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise RequestError(f"{where}{error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        line = marked.count("\n", 0, error.position) + 1
+        # The library's stubs say text, of a text it gives the character's number.
+        shown = f"U+{error.character:04X}" if isinstance(error.character, int) else "a byte"
+        raise RequestError(f"line {line}: {shown} is no character of YAML") from error
+    except RecursionError as error:
+        raise RequestError("nested too deep") from error
+    if not isinstance(raw, dict):
+        raise RequestError("not a mapping of store, datasets, models, targets, recipes")
+    if "path" in raw:  # the field that holds the file's own name
+        raise RequestError("path: no such key at the top level")
+    return raw
+
+
+# --- faults, each as a line
+
+
+def _lines(error: ValidationError) -> list[str]:
+    return list(dict.fromkeys(_line(fault) for fault in error.errors()))
+
+
+def _line(fault: Any) -> str:
     # pydantic names a bad mapping key as [key]; the path to it reads better without.
-    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    given = first.get("input")
-    message = first["msg"].removeprefix("Value error, ")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where or 'top level'}: {message}{shown}{more}"
+    where = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        *above, key = fault["loc"]
+        message = f"no such key{nearest(str(key), _keys_at(above))}"
+    elif fault["type"] == "missing":
+        message = "is missing"
+    given = fault.get("input")
+    shown = ""
+    if isinstance(given, str | int | float | bool) and fault["type"] != "extra_forbidden":
+        try:
+            text = repr(given)
+        except ValueError:  # an integer of thousands of digits
+            text = "a very long number"
+        shown = f" (got {text if len(text) <= 80 else text[:80] + '...'})"
+    if fault["type"] == "literal_error":
+        expected = re.findall(r"'([^']*)'", str(fault["ctx"]["expected"]))
+        shown += nearest(str(given), expected)
+    return f"{where or 'top level'}: {message}{shown}"
 
 
-def _check_names(config: Config) -> None:
+def _keys_at(location: Sequence[Any]) -> list[str]:
+    """The keys that the description at this place of the configuration takes."""
+    at: Any = Config
+    for part in location:
+        if isinstance(at, type):
+            field = at.model_fields.get(str(part))
+            at = _shape(field.annotation) if field is not None else None
+        elif at is not None:
+            at = _shape(get_args(at)[-1])
+    return [key for key in at.model_fields if key != "path" or at is not Config] if at else []
+
+
+def _shape(annotation: Any) -> Any:
+    """The description, or the mapping or list of them, inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return annotation
+    if get_origin(annotation) in (dict, list):
+        return annotation
+    found = (_shape(inner) for inner in get_args(annotation))
+    return next((shape for shape in found if shape is not None), None)
+
+
+def _name_faults(config: Config) -> Iterator[str]:
     for model_name, model in config.models.items():
         for dataset in model.sae.sample_datasets:
             if dataset not in config.datasets:
-                raise RequestError(f"models.{model_name}.sae: no dataset is called '{dataset}'")
+                near = nearest(dataset, config.datasets)
+                yield f"models.{model_name}.sae: no dataset is called '{dataset}'{near}"
     for dataset_name, dataset_spec in config.datasets.items():
         subsample = dataset_spec.subsample
         if subsample and subsample.tokenizer and subsample.tokenizer not in config.models:
-            raise RequestError(
-                f"datasets.{dataset_name}.subsample.tokenizer: "
-                f"no model is called '{subsample.tokenizer}'"
+            yield (
+                f"datasets.{dataset_name}.subsample.tokenizer: no model is called "
+                f"'{subsample.tokenizer}'{nearest(subsample.tokenizer, config.models)}"
             )
 
 
-def _check_crons(config: Config) -> None:
+def _place_faults(config: Config) -> Iterator[str]:
+    try:
+        _ = config.store_root, config.home
+    except RequestError as error:
+        yield str(error)
+    except (RuntimeError, ValueError, OSError) as error:  # ~nobody, a zero byte, a loop of links
+        yield f"store: {' '.join(str(error).split())}"
+
+
+def _cron_faults(config: Config) -> Iterator[str]:
     crons = {f"datasets.{name}.refresh": d.refresh for name, d in config.datasets.items()}
     crons["automation.sweep"] = config.automation.sweep
     given = {key: cron for key, cron in crons.items() if cron is not None}
@@ -137,37 +244,34 @@ def _check_crons(config: Config) -> None:
 
     for key, cron in given.items():
         if not is_valid_cron_string(cron):
-            raise RequestError(f"{key}: '{cron}' is no cron expression")
+            yield f"{key}: '{cron}' is no cron expression"
 
 
 def load_config(path: str | Path | None = None) -> Config:
     """The configuration at `path`, or at MONA_CONFIG.
 
-    Raises RequestError with one line: file, key, reason.
+    Raises RequestError with a line: file, key, reason; `Faults` where there are several.
     """
     given = path if path is not None else os.environ.get(CONFIG_VARIABLE)
     if given is None:
         raise RequestError(f"no configuration: pass --config FILE or set {CONFIG_VARIABLE}")
-    file = Path(given).expanduser().resolve()
     try:
+        file = Path(given).expanduser().resolve()
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise RequestError(f"{file}: {error.strerror}") from error
+        raise RequestError(f"{given}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"{file}: not UTF-8 (byte {error.start})") from error
+        raise RequestError(f"{given}: not UTF-8 (byte {error.start})") from error
+    except (RuntimeError, ValueError) as error:  # ~nobody, a loop of links, a zero byte
+        raise RequestError(f"{given!r}: {' '.join(str(error).split())}") from error
     try:
-        # The loader derives from SafeLoader: it builds plain values only.
-        raw = yaml.load(_expand_variables(text), Loader=_UniqueKeyLoader)
-        if not isinstance(raw, dict):
-            raise RequestError("not a mapping of store, datasets, models, targets, recipes")
+        raw = _parsed(text)
         config = Config.model_validate({**raw, "path": file}, context={"base": file.parent})
-        _check_names(config)
-        _check_crons(config)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise RequestError(f"{file}: line {line}: {error.problem}") from error
+        faults = [*_name_faults(config), *_cron_faults(config), *_place_faults(config)]
     except ValidationError as error:
-        raise RequestError(f"{file}: {_reason(error)}") from error
+        faults = _lines(error)
     except RequestError as error:
         raise RequestError(f"{file}: {error}") from error
+    if faults:
+        raise Faults([f"{file}: {fault}" for fault in faults])
     return config

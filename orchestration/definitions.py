@@ -26,6 +26,7 @@ from orchestration.checks import build_checks
 from orchestration.config import Config, load_config
 from orchestration.configurations import note
 from orchestration.home import build_executor
+from orchestration.logs import build_logger
 from orchestration.notices import build_failure_sensor
 from orchestration.refresh import build_schedules
 from orchestration.sensors import build_entry_sensor, build_hub_sensor
@@ -86,6 +87,7 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
         schedules=build_schedules(config),
         executor=build_executor(),
         resources=resources,
+        loggers={"console": build_logger(config.home)},
     )
 
 

@@ -28,6 +28,7 @@ from mona.errors import TakenError, WorkError
 from orchestration.config import Config
 from orchestration.configurations import note
 from orchestration.home_making import make_home
+from orchestration.home_settings import settle_settings
 from resources.locks import held, holder, taken
 from resources.store import Store
 
@@ -54,6 +55,7 @@ def dagster_home(config: Config) -> str:
     """The folder for Dagster's history, made whole; the audit needs it to last."""
     home = config.home / "dagster"
     make_home(home)
+    settle_settings(home)
     return str(home)
 
 

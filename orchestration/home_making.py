@@ -24,18 +24,10 @@ import dagster as dg
 from assets.pools import CPU_POOL, GPU_POOL
 from mona.errors import TakenError, WorkError
 from mona.files import write_whole
+from orchestration.home_settings import SETTINGS
 from resources.locks import held
 
 _MADE = "made.json"  # in a home: that it is whole, and its databases
-_SETTINGS = """\
-telemetry:
-  enabled: false
-nux:
-  enabled: false
-concurrency:
-  pools:
-    default_limit: 1
-"""
 # A database with a row in one of these is no left-over of a making that was cut short.
 _HISTORY = ("runs", "event_logs", "asset_keys", "jobs", "instigators", "job_ticks")
 _SAY_AFTER_SECONDS = 5.0
@@ -101,9 +93,9 @@ def _put_settings(folder: Path, aside: Path) -> None:
     """The settings that are there are the user's; an empty file is one cut short."""
     settings = folder / "dagster.yaml"
     there = settings.read_text(encoding="utf-8") if settings.is_file() else ""
-    (aside / "dagster.yaml").write_text(there or _SETTINGS, encoding="utf-8")
+    (aside / "dagster.yaml").write_text(there or SETTINGS, encoding="utf-8")
     if settings.is_file() and not there:
-        write_whole(settings, _SETTINGS)
+        write_whole(settings, SETTINGS)
 
 
 def _open_once(home: Path) -> None:

@@ -33,6 +33,7 @@ from assets.keys import (
     subsets,
 )
 from mona.errors import RequestError
+from mona.names import nearest
 from orchestration.config import Config
 from orchestration.damage import lost_tables
 from orchestration.limits import fault, is_current, last_evaluation, moved_limits
@@ -67,12 +68,14 @@ class Choice:
     def checked(self, config: Config) -> Choice:
         """The choice with empty parts filled in. RequestError for a name that is not there."""
         if self.upto not in UPTO:
-            raise RequestError(f"--upto {self.upto}: one of {', '.join(UPTO)}")
+            near = nearest(self.upto, UPTO)
+            raise RequestError(f"--upto {self.upto}: one of {', '.join(UPTO)}{near}")
 
         def filled(kind: str, wanted: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
             for name in wanted:
                 if name not in known:
-                    raise RequestError(f"no {kind} is called '{name}' in {config.path}")
+                    near = nearest(name, known)
+                    raise RequestError(f"no {kind} is called '{name}' in {config.path}{near}")
             return wanted or tuple(known)
 
         return Choice(

@@ -1,36 +1,75 @@
-"""What every command of `mona` shares: its options, and how it shows a table."""
+"""What every command of `mona` shares: its options, and how it shows a table and a text."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len, set_cell_size
 
 from mona.errors import RequestError
+from mona.names import nearest
 from orchestration.config import CONFIG_VARIABLE, Config
 
-_OUT = Console()
+CONFIG_META = "mona.config"
+# Escape sequences of a row or a name would move the cursor or worse; so would text that
+# reorders what stands beside it.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_LEAST_TEXT = 24
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """For whoever reports a failure: which project it was about."""
+    context.meta[CONFIG_META] = value
+    return value
+
+
 config_option = click.option(
     "--config",
     "config_path",
     type=click.Path(),
+    callback=_remember,
     help=f"the configuration file; default: ${CONFIG_VARIABLE}",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
+def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--dataset, --model, --target and --recipe, each any number of times."""
+    for name in ("recipe", "target", "model", "dataset"):
+        command = click.option(f"--{name}", f"{name}s", multiple=True, help="may be repeated")(
+            command
+        )
+    return command
+
+
+def printable(text: str) -> str:
+    """One line without control characters: line breaks become spaces, the others escapes."""
+    return _CONTROL.sub(
+        lambda match: " " if match.group() in "\n\r\t" else _escape(match.group()), text
+    )
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
 def only(given: str | None, known: dict[str, Any], kind: str) -> str:
+    """The one that is meant. RequestError where the name is wrong, or needed and not given."""
     if given is None and len(known) == 1:
         return next(iter(known))
     if given not in known:
         listed = ", ".join(known)
         raise RequestError(
-            f"no {kind} is called '{given}'" if given else f"pass --{kind}: one of {listed}"
+            f"no {kind} is called '{given}'{nearest(given, known)}"
+            if given
+            else f"pass --{kind}: one of {listed}"
         )
     return str(given)
 
@@ -44,22 +83,38 @@ def asset_partition(
     from assets.keys import subsets
 
     owner, _, recipe = subset.partition("/")
-    if (owner, recipe) not in subsets(config.targets, config.recipes):
-        raise RequestError(f"'{subset}' is no TARGET/RECIPE or controls/RECIPE of {config.path}")
+    known = subsets(config.targets, config.recipes)
+    if (owner, recipe) not in known:
+        near = nearest(subset, ["/".join(pair) for pair in known])
+        raise RequestError(
+            f"'{subset}' is no TARGET/RECIPE or controls/RECIPE of {config.path}{near}"
+        )
     dataset = only(dataset, config.datasets, "dataset")
     return f"{subset}/{kind}[{dataset}|{only(model, config.models, 'model')}]"
 
 
-def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], empty: str) -> None:
+def print_table(
+    rows: Sequence[dict[str, Any]], columns: Sequence[str], empty: str, *, shorten: str = ""
+) -> None:
+    """A line a row, never folded: what is copied or searched stays whole. The column `shorten`
+    alone is cut, and only where a terminal is too narrow for it."""
     if not rows:
         click.echo(empty)
         return
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        # Text, since a partition in brackets would be read as markup.
-        table.add_row(*(Text(str(row.get(column, ""))) for column in columns))
-    # Into a pipe, a table keeps its full width: cut cells can't be searched.
-    console = _OUT if sys.stdout.isatty() else Console(width=240)
-    console.print(table)
+    lines = [list(columns)]
+    lines += [[printable(str(row.get(column, ""))) for column in columns] for row in rows]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
+    if shorten in columns and sys.stdout is not None and sys.stdout.isatty():
+        at = list(columns).index(shorten)
+        over = sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
+        widths[at] = max(min(widths[at], _LEAST_TEXT), widths[at] - max(0, over))
+    for line in lines:
+        cells = (_cell(text, width) for text, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def _cell(text: str, width: int) -> str:
+    """The text in `width` columns of a terminal; wide characters take two."""
+    if cell_len(text) > width:
+        text = set_cell_size(text, width - 1) + "…"
+    return text + " " * (width - cell_len(text))

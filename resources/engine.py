@@ -4,7 +4,9 @@ computed beyond the dtype's rounding, so none of it is in a fingerprint.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -14,6 +16,9 @@ from pydantic import Field
 
 from mona.device import resolve_device
 from mona.spec import Spec
+
+LINE_SECONDS = 10.0
+_LINE = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 class EngineSpec(Spec):
@@ -57,58 +62,50 @@ class Engine(dg.ConfigurableResource):
 
 @contextmanager
 def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error while the block runs; yields the function that advances it.
+    """A bar on standard error while the block runs, with rate and time left; yields the function
+    that advances it. Off a terminal, a line every ten seconds and one at the end.
 
-    Off a terminal it prints a line at most every ten seconds instead.
+    Nothing where `TQDM_DISABLE` is set, which libraries' own bars heed as well.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from tqdm import tqdm
 
-    if sys.stderr.isatty():
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        with bar:
-            task = bar.add_task(title, total=total)
-            yield lambda amount: bar.advance(task, amount)
-        return
-    with _line_progress(title, total, unit) as advance:
-        yield advance
+    if os.environ.get("TQDM_DISABLE") or sys.stderr is None:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with tqdm(total=total, desc=title, unit=f" {unit}", unit_scale=True, leave=False) as bar:
+            yield lambda amount: bar.update(amount) and None
+    else:
+        with _line_progress(title, total, unit) as advance:
+            yield advance
 
 
 @contextmanager
 def _line_progress(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    import time
+    from tqdm import tqdm
 
     started = last = time.monotonic()
     done = 0
 
-    def line() -> str:
-        of = f"/{total:,}" if total else ""
-        seconds = time.monotonic() - started
-        rate = done / seconds if seconds > 0 else 0.0
-        return f"{title}: {done:,}{of} {unit}, {seconds:.0f} s, {rate:,.0f} {unit}/s"
+    def say() -> None:
+        text = tqdm.format_meter(
+            done,
+            total or 0,
+            time.monotonic() - started,
+            prefix=title,
+            unit=f" {unit}",
+            unit_scale=True,
+            # Without the bar itself, which no file needs.
+            bar_format=_LINE if total else None,
+        )
+        print(text, file=sys.stderr, flush=True)
 
     def advance(amount: int) -> None:
         nonlocal done, last
         done += amount
-        if time.monotonic() - last >= 10:
+        if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
-            print(line(), file=sys.stderr, flush=True)
+            say()
 
     yield advance
     if done:
-        print(line(), file=sys.stderr, flush=True)
+        say()

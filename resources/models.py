@@ -129,6 +129,35 @@ class Models(dg.ConfigurableResource):
             raise RequestError(f"{where}: expected one GGUF file, found {len(ggufs)}")
         return self._prepared_gguf(ggufs[0])
 
+    def folder_at_hand(self, name: str, given: LanguageModel) -> Path | None:
+        """The same where it is on this machine and prepared, else None; downloads nothing."""
+        if given.repo is not None:
+            return self._cached_snapshot(given)
+        if given.wheel is not None and not self.sources.has_wheel(given.wheel):
+            return None
+        if given.wheel is not None or str(given.path).endswith(".gguf"):
+            files = (
+                self.sources.wheel_files(given.wheel)
+                if given.wheel is not None
+                else local_files(str(given.path), f"models.{name}.language_model")
+            )
+            ggufs = [file for file in files if file.filename.endswith(".gguf")]
+            if len(ggufs) == 1:
+                out = Path(self.home) / "models" / self.sources.digest(ggufs[0])
+                return out if out.is_dir() else None
+        return self.folder(name, given)
+
+    def _cached_snapshot(self, given: LanguageModel) -> Path | None:
+        from huggingface_hub import snapshot_download
+
+        assert given.repo is not None
+        pin = self._pin(given.repo, given.revision)
+        known = pin.read_text(encoding="ascii") if pin.exists() else given.revision
+        try:
+            return Path(snapshot_download(given.repo, revision=known, local_files_only=True))
+        except (OSError, ValueError):  # not in the cache
+            return None
+
     def _prepared_gguf(self, file: DataFile) -> Path:
         out = Path(self.home) / "models" / self.sources.digest(file)
         if not out.exists():

@@ -58,6 +58,17 @@ class Sources(dg.ConfigurableResource):
         found = local_files(given.path, where)
         return [file.name for file in found if not is_known(file.filename)]
 
+    def files_at_hand(self, given: Source | TargetFiles, where: str) -> list[DataFile]:
+        """The same as far as it is on this machine: of a wheel that was not downloaded, and of
+        a hub, none."""
+        if given.hub is not None or (given.wheel is not None and not self.has_wheel(given.wheel)):
+            return []
+        return self.files(given, where)
+
+    def has_wheel(self, wheel: Wheel) -> bool:
+        """Whether the wheel was downloaded."""
+        return any((Path(self.home) / "wheels" / wheel.sha256).glob("*.whl"))
+
     @contextmanager
     def split_file(self, hub: Hub, where: str) -> Iterator[tuple[str, DataFile]]:
         """(commit, the split's rows as JSON lines) while the block runs; the file's name is that

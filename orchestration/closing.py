@@ -1,0 +1,119 @@
+"""What a run is asked about when it ends: where the subsets are, how the measured models stand,
+what to do next. Reads records and Dagster's history, changes nothing."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets.keys import evaluations, label, leaderboard, selection, subsets
+from orchestration.config import Config
+from resources.records import Records
+from resources.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One target's leaderboard: `tables` has a list of rows, best first, for each metric."""
+
+    target: str
+    dataset: str
+    model: str
+    tables: dict[str, list[dict[str, Any]]]
+
+
+def made_subsets(config: Config, records: Records, store: Store) -> list[dict[str, Any]]:
+    """A row a subset that was made: subset, dataset, model, samples, best and last score, table."""
+    rows = []
+    for owner, recipe in subsets(config.targets, config.recipes):
+        for dataset in config.datasets:
+            for model in config.models:
+                digest = records.current(label(selection(owner, recipe), f"{dataset}|{model}"))
+                if digest is None:
+                    continue
+                ((name, seal),) = records.get(digest).tables.items()
+                scores = store.read(name, ["score"], version=seal.version).column("score")
+                known = [score for score in scores.to_pylist() if score is not None]
+                rows.append(
+                    {
+                        "subset": f"{owner}/{recipe}",
+                        "dataset": dataset,
+                        "model": model,
+                        "samples": seal.rows,
+                        "best": round(known[0], 4) if known else None,
+                        "last": round(known[-1], 4) if known else None,
+                        "table": name,
+                    }
+                )
+    return rows
+
+
+def boards(config: Config, instance: dg.DagsterInstance, target: str | None = None) -> list[Board]:
+    """The leaderboards that were made, of one target or of all."""
+    found = []
+    ranked = dict.fromkeys(name for name, _ in evaluations(config.targets, config.recipes))
+    for name in ranked:
+        if target not in (None, name):
+            continue
+        for dataset in config.datasets:
+            for model in config.models:
+                partition = dg.MultiPartitionKey({"dataset": dataset, "model": model})
+                events = instance.fetch_materializations(
+                    dg.AssetRecordsFilter(leaderboard(name), asset_partitions=[partition]), limit=1
+                )
+                for event in events.records:
+                    made = event.asset_materialization
+                    if made is not None:
+                        found.append(Board(name, dataset, model, _tables(made)))
+    return found
+
+
+def _tables(made: dg.AssetMaterialization) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: [dict(record.data) for record in value.value.records]
+        for name, value in made.metadata.items()
+        if isinstance(value, dg.TableMetadataValue)
+    }
+
+
+def next_commands(config: Config, made: list[dict[str, Any]], with_boards: bool) -> list[str]:
+    """Commands to paste, as this one was called."""
+    program = _program()
+    found = []
+    if made:
+        first = made[0]
+        which = f" --dataset {first['dataset']}" if len(config.datasets) > 1 else ""
+        which += f" --model {first['model']}" if len(config.models) > 1 else ""
+        subset = f"{first['subset']}{which}"
+        found += [
+            f"{program} select show {subset}",
+            f"{program} export {subset} --format jsonl --out subset.jsonl",
+        ]
+    if with_boards:
+        found.append(f"{program} leaderboard")
+    found.append(f"{program} ui")
+    told = f" --config {shlex.quote(_short(config.path))}"
+    return [f"{command}{told}" for command in found]
+
+
+def _program() -> str:
+    """How this program was called, where that works again from the same folder."""
+    called = Path(sys.argv[0])
+    if called.name == "mona":
+        found = shutil.which("mona")
+        same = found is not None and Path(found).resolve() == called.resolve()
+        return "mona" if same else shlex.quote(_short(called.absolute()))
+    return "mona"
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
