@@ -58,13 +58,14 @@ class Soundness:
         not as it was. Token caches are not looked at: they may be larger than all else, and what
         is computed from one is checked against its row's size."""
         pointers = self._records.pointers()
+        there = self._store.folders()
         asset = label(key, partition)
         read = [label(*parent) for parent in self._standing.parents(key, partition)]
         for source in (asset, *read):
             for name, seal in self._tables(pointers.get(source)):
                 kind = kind_of(name)
-                if kind is None or (kind.grows and kind.undecoded):
-                    continue
+                if name not in there or kind is None or (kind.grows and kind.undecoded):
+                    continue  # what is gone is made anew
                 if source == asset and not kind.grows:
                     continue  # replaced whole
                 if (name, seal.version) not in self._checked:

@@ -127,15 +127,13 @@ def verify_project(
     config: Config, audit: Audit, store: Store, progress: Callable[[int], None] = lambda _: None
 ) -> list[Finding]:
     """`verify` after the files of Dagster's history, which must be whole to be opened."""
-    damaged = [
-        Finding("Dagster's history", "", name, problem)
-        for name, problem in history_problems(config.home / "dagster")
-    ]
-    if damaged:
+    problems, readable = history_problems(config.home / "dagster")
+    damaged = [Finding("Dagster's history", "", name, problem) for name, problem in problems]
+    if not readable:
         return damaged + verify(None, audit, store, progress)
     with open_instance(config) as instance:
         graph = build_definitions(config).resolve_asset_graph()
-        return verify(Standing(instance, graph, config), audit, store, progress)
+        return damaged + verify(Standing(instance, graph, config), audit, store, progress)
 
 
 def _finding(audit: Audit, digest: str, what: str, problem: str) -> Finding:

@@ -22,8 +22,9 @@ _EVENTS = (
 )
 
 
-def history_problems(home: Path) -> list[tuple[str, str]]:
-    """(file under Dagster's home, problem); none for a home without databases of its own."""
+def history_problems(home: Path) -> tuple[list[tuple[str, str]], bool]:
+    """((file under Dagster's home, problem) of each, whether Dagster can read its history); no
+    problem where it lies in no files of the home."""
     files = sorted(path for path in home.rglob("*.db") if path.is_file())
     index = home / INDEX
     found = [
@@ -34,12 +35,14 @@ def history_problems(home: Path) -> list[tuple[str, str]]:
     if files and not index.exists():
         found.append((INDEX, "the file is missing"))
     damaged = {name for name, _ in found}
+    readable = not damaged
     if index.exists() and INDEX not in damaged:
         try:
             found += [*_copies(home, damaged), *_mirrors(home)]
         except sqlite3.DatabaseError as error:
             found.append((INDEX, f"can't be read ({error})"))
-    return found
+            readable = False
+    return found, readable
 
 
 def _integrity(path: Path) -> Iterator[str]:

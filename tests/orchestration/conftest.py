@@ -59,6 +59,7 @@ class Project:
 
     root: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    file: str = "mona.yaml"
 
     def copied_to(self, folder: Path) -> Project:
         """The same, files and store, in another folder."""
@@ -67,7 +68,7 @@ class Project:
 
     @property
     def config_path(self) -> Path:
-        return self.root / "mona.yaml"
+        return self.root / self.file
 
     def write(self) -> None:
         self.config_path.write_text(yaml.safe_dump(self.settings, sort_keys=False))

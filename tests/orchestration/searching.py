@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sqlite3
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ def column(rows: pa.Table, name: str) -> list[Any]:
 
 
 def decoded(path: Path) -> Iterator[Any]:
+    """What a file says, as it is and unpacked; a safetensors header is plain JSON in the first."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:  # a database's journal, beside a running UI
@@ -51,6 +54,12 @@ def decoded(path: Path) -> Iterator[Any]:
     yield raw.decode("utf-8", "replace")
     if raw[:4] == b"PAR1":
         yield pq.read_table(io.BytesIO(raw)).to_pylist()
+    if raw[:2] == b"\x1f\x8b":
+        yield gzip.decompress(raw).decode("utf-8", "replace")
+    if raw[:4] == b"PK\x03\x04":
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            for name in archive.namelist():
+                yield archive.read(name).decode("utf-8", "replace")
     if raw[:4] == b"\x28\xb5\x2f\xfd":
         yield zstandard.ZstdDecompressor().stream_reader(raw).read().decode()
     if raw.startswith(b"SQLite format 3\x00"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -163,3 +164,40 @@ def test_it_says_so_when_there_is_nothing(project: Project, words: tuple[str, ..
     done = mona(project, "gc", *words)
     assert done.returncode == 0
     assert "nothing to reclaim" in done.stdout
+
+
+def test_what_another_configuration_names_is_not_reclaimed(project: Project) -> None:
+    project.run(datasets=("fruit",))
+    # A second file over the same store, with a dataset and a target of its own.
+    other = Project(project.root, copy.deepcopy(project.settings), "other.yaml")
+    other.settings["datasets"].pop("fruit")
+    other.settings["targets"]["counting"] = other.settings["targets"].pop("adding")
+    other.settings["models"]["tiny"]["sae"]["train"]["datasets"] = ["verse"]
+    project.settings["datasets"].pop("verse")
+    other.run(upto="raw_pool")
+    schema = pa.schema([pa.field("sample_id", pa.string(), nullable=False)])
+    project.store.ensure("codes.verse.tiny.abc", schema)  # what the other's step was making
+
+    def kept() -> bool:
+        return {"pool.fruit", "pool.verse"} <= set(project.store.table_names())
+
+    for one in (project, other):
+        found = gc(one, "--yes")
+        assert found["retired"] == {}
+        assert found["unfinished"] is not None  # the other's, where all of its own is fresh
+        assert project.store.exists("codes.verse.tiny.abc")
+        assert kept()
+    assert "retired" not in mona(project, "status").stdout
+    # A file that nobody can read may name anything.
+    other.config_path.write_text("store: [")
+    done = mona(project, "gc", "--yes")
+    assert done.returncode == 2
+    assert str(other.config_path) in one_line(done)
+    assert "mend or remove it" in one_line(done)
+    assert mona(project, "status").returncode == 0
+    assert kept()
+    # Without its file it counts no more.
+    other.config_path.unlink()
+    assert "raw_pool[verse]" in gc(project, "--yes")["retired"]
+    assert not project.store.exists("pool.verse")
+    assert findings(project) == []

@@ -3,22 +3,27 @@ nothing shows it, and the next run makes anew exactly what was tainted."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from assets import evaluation as measuring
 from assets.evaluation import results_table
 from assets.keys import evaluation, finetune, label, leaderboard, selection
+from mona.export import ExportFormat, unfinished
 from mona.sample import from_records
 from mona.traces import BLANK
 from orchestration import cli
 from orchestration.definitions import build_resources
 from orchestration.lineage import kind, uses_of_sample
 from orchestration.taints import CHECK
+from resources.exports import Exports
+from resources.tables import KINDS
 from tests.orchestration.conftest import Project, findings, measured_project, small_project
 from tests.orchestration.searching import search
 
@@ -221,3 +226,70 @@ def test_an_example_taints_what_was_chosen_and_tuned_by_it(one: Project, mona: A
     assert tainted(mona) == {}
     assert search(one.root, sample, texts) == {}
     assert findings(one) == []
+
+
+def test_of_all_that_the_product_makes_nothing_shows_a_withdrawn_row(
+    one: Project, mona: Any
+) -> None:
+    samples = {
+        "pool": chosen(one)[0],
+        "examples": rows(one, "examples")[0]["sample_id"],
+        "test_rows": rows(one, "test_rows")[0]["sample_id"],
+    }
+    texts = {"pool": turns(one, samples["pool"])} | {
+        table: contents(rows(one, table)[0]) for table in ("examples", "test_rows")
+    }
+    # Every table, and the views that are not made where no recipe reads them.
+    made_kinds = {name.split(".")[0] for name in one.store.table_names()}
+    assert {n for n in set(KINDS) - made_kinds if "mean" not in n and "mlp" not in n} == set()
+    everything(one)
+    before = {table: search(one.root, samples[table], texts[table]) for table in samples}
+    assert set(before["pool"]) >= {
+        *("pool", "codes", "activations", "evaluation", "dagster", "scratch", "out"),
+    }
+    assert before["pool"]["out"] == 8  # an export a format, one half written, two packed copies
+    assert set(before["examples"]) >= {"examples", "example_codes", "example_activations"}
+    assert set(before["test_rows"]) >= {"test_rows", "evaluation"}
+    listed = one.root / "ids.yaml"  # the search leaves out what lies beside the sources
+    listed.write_text("\n".join(samples.values()))
+
+    report = mona("withdraw", "--yes", "--file", str(listed), "--reason", REASON)
+    by_hand = [line for line in report["by_hand"] if "its source still has it" not in line]
+    assert by_hand == []
+    # What was packed by hand after it was exported is nobody's to find.
+    for packed in ("packed.gz", "packed.zip"):
+        (one.root / "out" / packed).unlink()
+    for table, sample in samples.items():
+        assert search(one.root, sample, texts[table]) == {}, table
+    assert findings(one) == []
+
+
+def everything(project: Project) -> None:
+    """Exports in every form, one of them cut short, cards, events, a registered model, and what
+    killed work leaves."""
+    out = project.root / "out"
+
+    def call(*words: str) -> None:
+        cli.cli([*words, "--config", str(project.config_path)], standalone_mode=False)
+
+    for fmt in get_args(ExportFormat):
+        call("export", "eating/mona", "--format", fmt, "--out", str(out / fmt))
+    text = (out / "jsonl").read_text()
+    (out / "packed.gz").write_bytes(gzip.compress(text.encode()))
+    with zipfile.ZipFile(out / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("subset.jsonl", text)
+    ids = chosen(project)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(SystemExit),
+        Exports(project.config.home).writing("r", "fruit", ids, {out / "half.jsonl": "jsonl"}),
+    ):
+        unfinished(out / "half.jsonl").write_text(text)
+        patch.setattr(Exports, "settle", lambda *_: (_ for _ in ()).throw(SystemExit()))
+    call("lineage", "card", "eating/mona", "--out", str(out / "card.md"))
+    call("lineage", "export", "--out", str(out / "events.jsonl"))
+    (tuned,) = (project.root / "store/finetunes/eating/mona/fruit.tiny").iterdir()
+    call("register", "controls/random", "--model", str(tuned))
+    scratch = project.config.home / "scratch"
+    (scratch / "finetune.abc" / "checkpoint-4").mkdir(parents=True)
+    (scratch / "finetune.abc" / "checkpoint-4" / "state.json").write_text(text)
