@@ -37,6 +37,8 @@ from resources.snapshot import Snapshot
 from resources.store import Store
 from resources.table_at import TableAt
 
+# The tag of a run that also drops the rows of samples that left the pool.
+FORGET_TAG = "mona/forget"
 NEW_ROWS_FVU = "FVU on new rows"
 NEW_ROWS_TOKENS = 256  # fewer say nothing about a variance
 
@@ -108,6 +110,8 @@ def build_encoding(
         with store.lock(encodings.table):
             with progress_bar(title, len(samples.sample_ids), "samples") as advance:
                 report = encodings.sync(codes, advance)
+            if FORGET_TAG in context.run.tags:
+                encodings.forget_departed(codes)
             work = _work_metadata(report, time.monotonic() - started)
             rows = rows_digest(samples.sample_ids.to_pylist())
             about = {

@@ -3,12 +3,14 @@
 What must stay is what `orchestration.verify.audited` says: all that is current for a configured
 name, all that a model may have been trained on, and everything above. The rest goes: tables
 and SAEs that only other records name, table versions that none needs, and, once everything
-configured is fresh, what a crash left behind. Configured is what any configuration over this
-home says (`orchestration.configurations`). Records stay, so lineage still answers.
+configured is fresh, encodings of samples that left their pool and what a crash left behind.
+Configured is what any configuration over this home says (`orchestration.configurations`).
+Records stay, so lineage still answers.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,18 +18,22 @@ from pathlib import Path
 from typing import Literal
 
 import dagster as dg
+import pyarrow.compute as pc
 
-from assets.keys import label
+from assets.encoding import FORGET_TAG
+from assets.keys import ACTIVATIONS, RAW_POOL, SAE_CODES, label
+from assets.raw_pool import pool_table
 from mona.errors import RequestError, WorkError
 from orchestration.config import Config
 from orchestration.configurations import others
 from orchestration.definitions import build_definitions
-from orchestration.home import alone
+from orchestration.home import alone, run_here
 from orchestration.planner import Choice, Standing, states, steps
 from orchestration.taints import readable
 from orchestration.verify import audited
 from resources.purge import remove_rest, versions
 from resources.records import Record, Records
+from resources.snapshot import Snapshot
 from resources.store import Store
 from resources.withdrawals import Withdrawals
 
@@ -36,10 +42,12 @@ _PIN = "record-"
 
 @dataclass(frozen=True, slots=True)
 class Reclaimable:
-    """Something nothing refers to: a table, the old versions of one, or a folder under home
-    (its path there), why, and the bytes it takes."""
+    """Something nothing refers to: a table, the old versions of one, rows of one, or a folder
+    under home (its path there), why, and the bytes it takes. Rows free none by themselves: the
+    table is written anew without them, and the version with them goes once no subset stands on
+    it."""
 
-    kind: Literal["table", "versions", "folder"]
+    kind: Literal["table", "versions", "rows", "folder"]
     name: str
     why: str
     bytes: int
@@ -80,6 +88,7 @@ def plan(standing: Standing, records: Records, store: Store) -> Plan:
         *_tables(store, needed, known, all_fresh=unfinished is None),
         *_saes(config, needed, known),
         *(_scratch(config) if unfinished is None else ()),
+        *(item for _, item in (_departed(config, records, store) if unfinished is None else ())),
     ]
     return Plan(items, retired(config, records), unfinished)
 
@@ -96,9 +105,11 @@ def reclaim(
     pending = Withdrawals(config.home).unfinished()
     if pending:
         raise WorkError(f"withdrawal {pending[0]} is not complete: mona run completes it")
+    forgotten = _forget_departed(standing, instance, records, store)
     with alone(config, instance, store, "gc"):
         standing.forget()  # a run may have ended since it was read
         found = plan(standing, records, store)
+        found.items.extend(forgotten)
         needed = _needed(config, records)
         for asset, kept in found.retired.items():
             if not kept:
@@ -106,6 +117,8 @@ def reclaim(
         for item in found.items:
             if item.kind == "table":
                 store.drop(item.name)
+            elif item.kind == "rows":
+                continue  # a step's work, done above
             elif item.kind == "versions":
                 _settle_pins(store, item.name, needed)
                 remove_rest(store, item.name, {})
@@ -173,6 +186,46 @@ def _tables(
             freed = sum(size for path, size in sizes.items() if path not in files)
             why = f"{len(gone)} of {len(there)} versions are needed by no record"
             yield Reclaimable("versions", name, why, freed)
+
+
+def _departed(config: Config, records: Records, store: Store) -> Iterator[tuple[str, Reclaimable]]:
+    """(dataset|model, the rows of one of its encodings whose samples are not in the pool)."""
+    for dataset, model in itertools.product(config.datasets, config.models):
+        partition = f"{dataset}|{model}"
+        pool = label(RAW_POOL, dataset)
+        made = [label(key, partition) for key in (ACTIVATIONS, SAE_CODES)]
+        if any(records.current(asset) is None for asset in (pool, *made)):
+            continue
+        read = Snapshot.of(store, records, [pool, *made])
+        there = read.table(pool, pool_table(dataset)).sample_ids
+        for asset in made:
+            for name in sorted(read.record(asset).tables):
+                stored = read.table(asset, name).sample_ids
+                gone = len(stored) - int(pc.sum(pc.is_in(stored, there)).as_py() or 0)
+                if gone:
+                    why = f"{gone} of {len(stored)} rows are of samples that left the pool"
+                    yield partition, Reclaimable("rows", name, why, 0)
+
+
+def _forget_departed(
+    standing: Standing, instance: dg.DagsterInstance, records: Records, store: Store
+) -> list[Reclaimable]:
+    """Runs the encoding steps that have rows of departed samples, told to drop them: so what is
+    left is sealed and recorded as any encoding is. Nothing is encoded."""
+    if _unfinished(standing) is not None:
+        return []
+    found = list(_departed(standing.config, records, store))
+    job = build_definitions(standing.config).resolve_implicit_global_asset_job_def()
+    for partition in dict.fromkeys(partition for partition, _ in found):
+        dataset, _, model = partition.partition("|")
+        run_here(
+            job,
+            instance,
+            asset_selection=[ACTIVATIONS, SAE_CODES],
+            partition_key=dg.MultiPartitionKey({"dataset": dataset, "model": model}),
+            tags={FORGET_TAG: "departed"},
+        )
+    return [item for _, item in found]
 
 
 def _settle_pins(store: Store, name: str, needed: Mapping[str, Record]) -> None:

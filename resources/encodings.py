@@ -216,6 +216,15 @@ class Encodings:
                 self.store.compact(table)
         return self.report
 
+    def forget_departed(self, codes: CodesOf | None) -> None:
+        """Drops the rows whose sample left the population."""
+        tables = [self.table, *self.view_tables.values()]
+        for table in tables if codes is None else [*tables, codes.table]:
+            stored = self.store.newest(table).sample_ids
+            gone = stored.filter(pc.invert(pc.is_in(stored, self.sample_ids)))
+            if self.store.delete(table, gone.to_pylist()):
+                self.store.compact(table)
+
     def token_states(self, positions: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """(position, residual streams of the counted tokens [n, d]) of samples, in the order
         asked for: read from the cache where they are, else one forward pass, cached if the

@@ -167,8 +167,8 @@ class Store(dg.ConfigurableResource):
         return len(wanted)
 
     def compact(self, name: str) -> None:
-        """Merges the small fragments that many commits leave."""
-        self.open(name).to_lance().optimize.compact_files()
+        """Merges the small fragments that many commits leave, without the rows deleted."""
+        self.open(name).to_lance().optimize.compact_files(materialize_deletions_threshold=0.0)
 
     def version(self, name: str) -> int:
         """The table's current version."""

@@ -201,3 +201,20 @@ def test_what_another_configuration_names_is_not_reclaimed(project: Project) -> 
     assert "raw_pool[verse]" in gc(project, "--yes")["retired"]
     assert not project.store.exists("pool.verse")
     assert findings(project) == []
+
+
+def test_encodings_of_rows_that_left_go_and_all_stays_fresh(project: Project) -> None:
+    project.settings["datasets"].pop("verse")
+    project.run()
+    project.write_rows("fruit", project.rows("fruit")[6:])
+    project.run()
+    codes = project.table("codes.fruit.tiny.")
+    assert project.store.count(codes) == 120
+    shown = [item for item in gc(project)["items"] if item["kind"] == "rows"]
+    assert {item["name"].split(".")[0] for item in shown} == {"activations", "codes"}
+    assert all(item["why"].startswith("6 of 120 rows") for item in shown)
+    gc(project, "--yes")
+    assert project.store.count(codes) == 114
+    assert names(gc(project), "rows") == []
+    assert project.run().made == []
+    assert findings(project) == []

@@ -165,6 +165,11 @@ def test_rows_of_samples_that_left_stay_and_cost_nothing_when_they_come_back(poo
     assert len(pool.stored()) == 20
     assert pool.sync(pool.fill(rows)).forwarded == 0
     pool.assert_true(rows)
+    encodings = pool.encodings(pool.fill(rows[8:]))
+    encodings.sync(pool.codes)
+    encodings.forget_departed(pool.codes)
+    assert pool.stored().keys() == {sample_id(text) for text in rows[8:]}
+    assert pool.store.count(encodings.table) == 12
 
 
 def test_a_second_writer_doubles_no_row(pool: Pool) -> None:

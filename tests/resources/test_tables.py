@@ -9,36 +9,37 @@ import pytest
 
 from assets import targets
 from assets.evaluation import RESULTS_SCHEMA, results_table
+from assets.prototype import PROTOTYPE_SCHEMA, prototype_table
 from assets.raw_pool import pool_table, quarantine_table
 from assets.subset import SUBSET_SCHEMA, subset_table
-from assets.targets import PROTOTYPE_SCHEMA, prototype_table
 from mona.errors import WorkError
 from mona.pool import POOL_SCHEMA, QUARANTINE_SCHEMA
+from mona.spec import DENSE_VIEWS
 from mona.targets import EXAMPLES_SCHEMA
-from resources.encodings import (
+from resources.encoding_tables import (
     activations_schema,
     codes_schema,
     examples_population,
     pool_population,
+    view_schema,
 )
 from resources.store import Store
 from resources.tables import KINDS, kind_of, require_declared, tables_about
 
-KEYED = pa.schema([("sample_id", pa.string()), ("values", pa.list_(pa.float16(), 4))])
 MADE = {
     pool_table("d"): POOL_SCHEMA,
     quarantine_table("d"): QUARANTINE_SCHEMA,
     "examples.t": EXAMPLES_SCHEMA,
     targets.test_rows_table("t"): EXAMPLES_SCHEMA,
-    pool_population("d").activations_table("e"): activations_schema("e", 4, 8, "float32"),
+    pool_population("d").activations_table("e"): activations_schema("e", 4, "float32"),
     pool_population("d").codes_table("m", "c"): codes_schema("c"),
-    examples_population("t").activations_table("e"): activations_schema("e", 4, 8, "float32"),
+    examples_population("t").activations_table("e"): activations_schema("e", 4, "float32"),
     examples_population("t").codes_table("m", "c"): codes_schema("c"),
     prototype_table("t", "m", "c"): PROTOTYPE_SCHEMA,
     subset_table("t", "r", "d", "m"): SUBSET_SCHEMA,
     results_table("t", "r", "d", "m"): RESULTS_SCHEMA,
-    **{f"{view}.d.e": KEYED for view in ("mean", "weighted_mean", "mlp_topk")},
-    **{f"example_{view}.t.e": KEYED for view in ("mean", "weighted_mean", "mlp_topk")},
+    **{pool_population("d").view_table(v, "e"): view_schema("e", 4) for v in DENSE_VIEWS},
+    **{examples_population("t").view_table(v, "e"): view_schema("e", 4) for v in DENSE_VIEWS},
 }
 
 
