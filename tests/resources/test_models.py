@@ -26,7 +26,7 @@ def test_how_text_is_rendered_is_in_the_encoders_name(
 ) -> None:
     shelf = Models(home=str(tmp_path), device="cpu")
     before, after = _entry(tiny_llama), _entry(tiny_llama, **edited)
-    assert shelf.encoder_fingerprint("m", before) != shelf.encoder_fingerprint("m", after)
+    assert shelf.resolve("m", before).encoder != shelf.resolve("m", after).encoder
     old, new = shelf.entry_versions("m", before), shelf.entry_versions("m", after)
     assert {part for part in old if old[part] != new[part]} == {"encoder"}
 
@@ -35,12 +35,13 @@ def test_another_way_of_rendering_gives_the_encoder_another_name(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = Models(home=str(tmp_path), device="cpu")
-    before = shelf.encoder_fingerprint("m", _entry(tiny_llama))
+    before = shelf.resolve("m", _entry(tiny_llama)).encoder
     monkeypatch.setattr(models, "RENDERING_VERSION", 99)
-    assert shelf.encoder_fingerprint("m", _entry(tiny_llama)) != before
+    assert shelf.resolve("m", _entry(tiny_llama)).encoder != before
 
 
 def test_the_loaded_encoder_folds(tiny_llama: Path, tmp_path: Path) -> None:
     shelf = Models(home=str(tmp_path), device="cpu")
-    assert shelf.encoder("m", _entry(tiny_llama, system="fold")).renderer.system == "fold"
-    assert shelf.encoder("m", _entry(tiny_llama)).renderer.system == "keep"
+    for system in ("fold", "keep"):
+        resolved = shelf.resolve("m", _entry(tiny_llama, system=system))
+        assert shelf.encoder(resolved).renderer.system == system
