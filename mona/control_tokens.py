@@ -38,7 +38,11 @@ class ControlTokens:
             text = added.content
             if added.special or (
                 text.strip(" \t\r\n\u2581")
-                and (text not in own or text in source or text.startswith("<|"))
+                and (
+                    text not in own
+                    or text.startswith("<|")
+                    or (text in source and not text.isalnum())
+                )
             ):
                 steers[text] = number
         self.ids = np.array(sorted(steers.values()), np.int64)
@@ -82,29 +86,25 @@ class ControlTokens:
         made = json.loads(self._tokenizer.backend_tokenizer.to_str())
         made |= {"added_tokens": [], "truncation": None, "padding": None}
         model, name = made["model"], self._aliases
+        added = {
+            number: AddedToken(
+                name.get(token.content, token.content),
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=token.normalized,
+            )
+            for number, token in sorted(self._tokenizer.added_tokens_decoder.items())
+        }
         # A vocabulary may hold a control token too, and find it in text by itself.
         if isinstance(model["vocab"], dict):
             model["vocab"] = {name.get(text, text): i for text, i in model["vocab"].items()}
+            model["vocab"] |= {token.content: number for number, token in added.items()}
         else:
             model["vocab"] = [[name.get(text, text), score] for text, score in model["vocab"]]
         if model.get("unk_token") is not None:
             model["unk_token"] = name.get(model["unk_token"], model["unk_token"])
         twin = Tokenizer.from_str(json.dumps(made))
-        added = sorted(self._tokenizer.added_tokens_decoder.items())
-        twin.add_tokens(
-            [
-                AddedToken(
-                    name.get(token.content, token.content),
-                    single_word=token.single_word,
-                    lstrip=token.lstrip,
-                    rstrip=token.rstrip,
-                    normalized=token.normalized,
-                )
-                for _, token in added
-            ]
-        )
-        return twin, {
-            twin_id: number
-            for number, token in added
-            if (twin_id := twin.token_to_id(name.get(token.content, token.content))) is not None
-        }
+        twin.add_tokens(list(added.values()))
+        ids = {twin.token_to_id(token.content): number for number, token in added.items()}
+        return twin, {own: number for own, number in ids.items() if own not in (number, None)}

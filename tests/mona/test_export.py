@@ -409,3 +409,18 @@ def test_what_a_kill_leaves_lies_where_it_is_sought(tmp_path: Path) -> None:
         export(rows(), "jsonl", out)
         assert seen == [True]
         assert not unfinished(out).exists()
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_system_turns_can_be_written_into_the_question(fmt: ExportFormat, tmp_path: Path) -> None:
+    (first, *_) = export([LONG, PLAIN], fmt, tmp_path / "kept")
+    (second, *_) = export([LONG, PLAIN], fmt, tmp_path / "folded", system="fold")
+    by_hand = row(
+        "l1", ("user", "You name plants.\n\nAnd this “leaf”? 🌿"), *_turns(LONG)[2:], rank=2
+    )
+    (third, *_) = export([by_hand, PLAIN], fmt, tmp_path / "by_hand")
+    assert second.read_bytes() == third.read_bytes() != first.read_bytes()
+
+
+def _turns(one: Row) -> list[tuple[str, str]]:
+    return [(turn["role"], turn["content"]) for turn in one["messages"]]

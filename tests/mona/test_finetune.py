@@ -4,6 +4,7 @@ whole folders only."""
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,6 +310,55 @@ def test_samples_with_nothing_left_to_learn_are_skipped(tiny_llama: Path, tmp_pa
     assert (report.samples, report.skipped) == (2, 2)
     with pytest.raises(WorkError, match="none of 2 samples has an assistant token"):
         _train(tiny_llama, tmp_path / "none", samples=samples[:2])
+
+
+REFUSING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}{{ '<|start|>' + m.role + '\n' + m.content + END }}{% endfor %}"
+)
+
+
+def _with_template(base: Path, folder: Path, template: str, **tokens: Any) -> Path:
+    shutil.copytree(base, folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = template
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_samples_that_the_template_refuses_are_counted_and_never_trained_on(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = _with_template(tiny_llama, tmp_path / "base", REFUSING.replace("END", "'<|stop|>'"))
+    spec = SPEC.model_copy(update={"epochs": 1})
+    odd = [[Message("system", "s"), *_chat("Why?", "So.")], [Message("system", "t"), *SAMPLES[0]]]
+    report = _train(base, tmp_path, spec, samples=[*odd, *SAMPLES[:4]])
+    assert (report.samples, report.skipped) == (4, 0)
+    assert report.set_aside == {"the chat template refuses it: no system": 2}
+    assert read_report(tmp_path / "out") == report
+    without = _train(base, tmp_path / "without", spec, samples=SAMPLES[:4])
+    assert tuned_digest(tmp_path / "out") != tuned_digest(tiny_llama)
+    assert report.log == without.log
+    folded = spec.model_copy(update={"system": "fold"})
+    report = _train(base, tmp_path / "folded", folded, samples=[*odd, *SAMPLES[:4]])
+    assert (report.samples, report.set_aside) == (6, {})
+    with pytest.raises(WorkError, match=r"none of 2 samples .*; 2 set aside: the chat template"):
+        _train(base, tmp_path / "none", spec, samples=odd)
+
+
+def test_a_template_that_ends_turns_with_nothing_is_tuned_to_stop_or_refused(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    endless = REFUSING.replace("END", "''")
+    spec = SPEC.model_copy(update={"epochs": 1})
+    base = _with_template(tiny_llama, tmp_path / "base", endless)
+    report = _train(base, tmp_path, spec, samples=[_chat("Why?", "So.")])
+    assert report.learned_tokens == len("So.") + 1
+    dumb = _with_template(tiny_llama, tmp_path / "dumb", endless, eos_token=None)
+    with pytest.raises(RequestError, match="fine-tuning: template chat ends answers with nothing"):
+        _train(dumb, tmp_path / "other", spec)
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tiny_llama: Path, tmp_path: Path) -> None:

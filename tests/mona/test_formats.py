@@ -839,3 +839,33 @@ def test_real_marked_dialogues_are_split_into_turns() -> None:
         (messages,) = to_messages(row.data, "auto", "refuse")
         lengths[len(messages)] += 1
     assert lengths == {2: 517, 4: 414, 6: 22}
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("roles", [("role", "content"), ("from", "value")])
+def test_reasoning_in_a_field_leads_the_answer(field: str, roles: tuple[str, str]) -> None:
+    role, content = roles
+    turns = [
+        {role: "user", content: "Why?", field: None},
+        {role: "assistant", content: "So.", field: "\nBecause\n\nof this.\n"},
+        {role: "user", content: "And?", field: "not an answer"},
+        {role: "assistant", content: "<think>mine</think>No.", field: "again"},
+        {role: "assistant", content: "Yes.", field: ""},
+    ]
+    (found,) = to_messages({"messages": turns}, "auto", "refuse")
+    assert [turn.content for turn in found] == [
+        "Why?",
+        "<think>\nBecause\n\nof this.\n</think>\n\nSo.",
+        "And?",
+        "<think>mine</think>No.",
+        "Yes.",
+    ]
+
+
+def test_reasoning_that_is_no_text_is_refused() -> None:
+    turns = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "So.", "reasoning": {"effort": "high"}},
+    ]
+    with pytest.raises(FormatError, match="field 'reasoning' is a dict, not text"):
+        to_messages({"messages": turns}, "auto", "refuse")

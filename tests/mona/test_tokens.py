@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from mona.errors import RequestError
+from mona.errors import RequestError, WorkError
 from mona.sample import Message, to_records
 from mona.spec import TokenPolicy
-from mona.tokens import Renderer, Tokenised
+from mona.tokens import Renderer, SetAside, Supervised, Tokenised
+from tests.byte_tokenizer import byte_tokenizer, put_first
 
 EVERYTHING = TokenPolicy(count="content", skip_first=0)
 
@@ -101,14 +102,28 @@ def test_special_text_in_one_row_changes_nothing_for_its_neighbours(tokenizer: A
 
 
 @pytest.mark.model
-def test_both_ways_of_tokenising_agree_where_no_token_crosses_a_seam(tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    "contents",
+    [
+        ("Where?", "Here."),
+        (" Where do\n\nherons  nest? ", "\n In tall trees, often.\t\n"),
+        ("naïve café — 東京 🦉", "def f(x):\n    return {x: [1, 2]}\n"),
+        ("<p>a</p> < | >", "$x_1 \\le 3$", "And then?", "No."),
+    ],
+)
+def test_both_ways_of_tokenising_give_the_models_own_tokens(
+    tokenizer: Any, contents: tuple[str, ...]
+) -> None:
+    messages = _chat(*contents)
     renderer = Renderer(tokenizer, "chat", EVERYTHING, 512)
-    joined = renderer.render(SAME_CONTENT)
-    ids, content = renderer._piecewise(
-        renderer._pieces(SAME_CONTENT), lambda piece: len(piece.text) if piece.is_content else 0
-    )
-    assert joined.ids.tolist() == ids
-    assert joined.counted.tolist() == content.tolist()
+    row = renderer.render(messages)
+    theirs = tokenizer.apply_chat_template(to_records(messages), tokenize=True)["input_ids"]
+    assert row.ids.tolist() == list(theirs)
+    made = renderer._pieces(messages)
+    assert not isinstance(made, SetAside)
+    ids, content, _ = renderer._marked(*renderer._controls.encode(made.pieces))
+    assert ids == list(theirs)
+    assert content.tolist() == row.counted.tolist()
 
 
 @pytest.mark.model
@@ -195,10 +210,10 @@ def test_a_template_that_trims_contents_is_honoured(tiny: Any, contents: tuple[s
         assert row.counted[headers]
 
 
-def test_contents_a_template_rewrites_are_inserted_as_they_are(tiny: Any) -> None:
+def test_one_conversation_that_would_be_set_aside_is_an_error_with_the_reason(tiny: Any) -> None:
     tiny.chat_template = TRIMMING_TEMPLATE.replace("| trim", "| upper")
-    row = Renderer(tiny, "chat", EVERYTHING, 512).render(_chat("Which owl?", "The grey one."))
-    assert _counted_text(tiny, row) == "Which owl?The grey one."
+    with pytest.raises(WorkError, match="rewrites a content"):
+        Renderer(tiny, "chat", EVERYTHING, 512).render(_chat("Which owl?", "The grey one."))
 
 
 def test_a_template_that_asks_the_date_gets_the_same_one_every_day(tiny: Any) -> None:
@@ -310,9 +325,67 @@ def test_learned_tokens_of_a_template_that_trims_or_injects(tiny: Any, spelled: 
     assert _learned(tiny, messages) == kept.strip() + "<|stop|><|stop|>"
 
 
-def test_a_template_that_ends_turns_with_nothing_teaches_no_header(tiny: Any) -> None:
+def test_a_template_that_ends_turns_with_nothing_teaches_no_header_but_the_end(tiny: Any) -> None:
     tiny.chat_template = TRIMMING_TEMPLATE.replace("<|stop|>", "\n")
-    assert _learned(tiny, _chat("Where?", "There.", "Why?", "So.")) == "There.So."
+    messages = _chat("Where?", "There.", "Why?", "So.")
+    row = Renderer(tiny, "chat", EVERYTHING, 512).render(messages)
+    (learning,) = Renderer(tiny, "chat", EVERYTHING, 512).supervised([messages])
+    assert isinstance(learning, Supervised)
+    assert tiny.decode(learning.ids[learning.learned]) == "There.So.\n<|stop|>"
+    assert learning.ids.tolist() == [*row.ids.tolist(), tiny.eos_token_id]
+
+
+# What the paper's formats begin with: {template: (text before, text of two turns)}.
+FORMATS = {
+    "plain": "Where?\nHere.<|stop|>",
+    "olmo": "Where? Here.<|stop|>",
+    "llama2": "<|start|>[INST] Where? [/INST] Here. <|stop|>",
+}
+
+
+@pytest.mark.parametrize("template", FORMATS)
+@pytest.mark.parametrize("first", ["<|start|>", "<|other|>"])
+def test_a_format_begins_with_what_the_post_processor_puts_first(template: Any, first: str) -> None:
+    tokenizer = byte_tokenizer(None, special=["<|other|>"])
+    put_first(tokenizer, first)
+    messages = _chat("Where?", "Here.")
+    row = Renderer(tokenizer, template, TokenPolicy(), 512).render(messages)
+    doubled = first == "<|start|>" and template == "llama2"
+    assert tokenizer.decode(row.ids) == ("" if doubled else first) + FORMATS[template]
+    # Position 0 is that token: the first that is skipped is no content.
+    assert tokenizer.decode(row.ids[row.counted]) == "Where?Here."
+    (learning,) = Renderer(tokenizer, template, TokenPolicy(), 512).supervised([messages])
+    assert isinstance(learning, Supervised)
+    assert learning.ids.tolist() == row.ids.tolist()
+    assert (
+        tokenizer.decode(learning.ids[learning.learned]).split()
+        == FORMATS[template].split("Where?")[1].removeprefix(" [/INST]").split()
+    )
+
+
+def test_a_start_token_that_the_data_spells_does_not_stand_for_the_real_one() -> None:
+    tokenizer = byte_tokenizer(None)
+    put_first(tokenizer, "<|start|>")
+    row = Renderer(tokenizer, "plain", EVERYTHING, 512).render(_chat("<|start|>?", "Yes."))
+    assert (row.ids == tokenizer.bos_token_id).tolist() == [True] + [False] * (len(row.ids) - 1)
+    assert tokenizer.decode(row.ids) == "<|start|><|start|>?\nYes.<|stop|>"
+
+
+def test_a_chat_template_writes_its_start_token_itself() -> None:
+    tokenizer = byte_tokenizer(TRIMMING_TEMPLATE)
+    put_first(tokenizer, "<|stop|>")
+    row = Renderer(tokenizer, "chat", EVERYTHING, 512).render(SAME_CONTENT)
+    assert row.ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("template", ["chat", "plain", "olmo", "llama2"])
+def test_folded_system_turns_are_read_as_part_of_the_question(tiny: Any, template: Any) -> None:
+    given = [Message("system", "Answer in rhyme."), *_chat("Where?", "Here.")]
+    folded = Renderer(tiny, template, EVERYTHING, 512, "fold")
+    kept = Renderer(tiny, template, EVERYTHING, 512)
+    same = kept.render(_chat("Answer in rhyme.\n\nWhere?", "Here."))
+    assert folded.render(given).ids.tolist() == same.ids.tolist()
+    assert kept.render(given).ids.tolist() != same.ids.tolist()
 
 
 def test_an_answer_that_was_cut_learns_what_is_left_and_a_question_nothing(tiny: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,21 @@ def test_rows_without_a_whole_answer_are_left_out(tiny: tuple[Any, Any]) -> None
     assert found.tokens.tolist() == [6]
     with pytest.raises(RequestError, match="no test row has an answer"):
         held_out_loss(model, renderer(tokenizer), [open_row])
+
+
+def test_rows_that_the_template_refuses_are_left_out(tiny: tuple[Any, Any]) -> None:
+    model, tokenizer = tiny
+    picky = copy.deepcopy(tokenizer)
+    picky.chat_template = (
+        "{% for m in messages %}{% if 'river 1' in m.content %}{{ raise_exception('no') }}"
+        "{% endif %}{{ '<|start|>' + m.content + '<|stop|>' }}{% endfor %}"
+    )
+    test = rows(["short", "longer", "longest"])
+    found = held_out_loss(model, renderer(picky), test)
+    assert found.sample_ids == [sample_id(test[i].messages) for i in (0, 2)]
+    assert found.tokens.tolist() == [6, 8]
+    with pytest.raises(RequestError, match="no test row has an answer that fits"):
+        held_out_loss(model, renderer(picky), test[1:2])
 
 
 def test_differences_are_paired(tiny: tuple[Any, Any]) -> None:
