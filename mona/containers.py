@@ -258,7 +258,7 @@ def _invalid_line(file: str, number: int, line: bytes, error: json.JSONDecodeErr
         reason += "; NUL bytes: the file is damaged"
         return BadRow(file, number, reason, rest_lost=True)
     # Only the last line can lack its end.
-    is_open = error.pos >= len(error.doc) or error.msg.startswith("Unterminated string")
+    is_open = error.pos >= len(error.doc) or not error.doc.endswith("}")
     if is_open and not line.endswith(b"\n"):
         reason += "; the file ends within a row: it may be cut"
         return BadRow(file, number, reason, rest_lost=True)

@@ -279,8 +279,9 @@ def _write(path: Path, text: str) -> None:
 
 @lineage.command("verify")
 @config_option
+@click.option("--rehash", is_flag=True, help="read every source file again as well")
 @json_option
-def verify_command(config_path: str | None, as_json: bool) -> None:
+def verify_command(config_path: str | None, rehash: bool, as_json: bool) -> None:
     """Recompute every recorded digest from stored bytes and rows, and compare the records with
     Dagster's event log. Exit code 1 when anything is not as recorded."""
     from orchestration.definitions import build_resources
@@ -293,6 +294,10 @@ def verify_command(config_path: str | None, as_json: bool) -> None:
     total = len(audit.kept)
     with progress_bar("verifying", total, "records") as advance:
         findings = verify_project(config, audit, resources["store"], advance)
+    if rehash:
+        from orchestration.rehash import changed_sources
+
+        findings = [*findings, *changed_sources(config, resources["records"])]
     rows = [
         {"asset": f.asset, "what": f.what, "problem": f.problem, "record": f.record[:16]}
         for f in findings

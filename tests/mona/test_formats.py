@@ -475,7 +475,12 @@ PADDED = [
                 "tool_calls": [{"name": "change", "arguments": {"currency": "NOK"}}],
             },
         ],
-        "tools": [{"name": "change", "parameters": {"currency": {"type": "string"}, "n": {}}}],
+        "tools": [
+            {
+                "name": "change",
+                "parameters": {"currency": {"type": "string"}, "n": {"type": "integer"}},
+            }
+        ],
     },
 ]
 
