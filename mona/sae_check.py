@@ -322,15 +322,15 @@ def eleuther_form(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
         # transcode, skip_connection, signed, and whatever later versions bring.
         if field not in _ELEUTHER_FIELDS and value not in (None, False, 0, ""):
             raise RequestError(f"{where}: {field} = {value!r} is not supported")
-    k, d = config.get("k"), config.get("d_in")
-    if not _is_whole(k) or not _is_whole(d):
-        raise RequestError(f"{where} needs the whole numbers k and d_in")
+    k, d = _whole(config.get("k"), "k", where), _whole(config.get("d_in"), "d_in", where)
     # num_latents is 0 where the width is given by expansion_factor instead.
-    factor = config.get("expansion_factor") or 0
-    latents = config.get("num_latents") or (d * factor if _is_whole(factor) else 0)
-    if not latents:
+    if config.get("num_latents"):
+        latents = _whole(config["num_latents"], "num_latents", where)
+    elif config.get("expansion_factor"):
+        latents = d * _whole(config["expansion_factor"], "expansion_factor", where)
+    else:
         raise RequestError(f"{where} has neither num_latents nor expansion_factor")
-    return {"k": k, "d_in": d, "d_sae": _whole(latents, "num_latents", where)}
+    return {"k": k, "d_in": d, "d_sae": latents}
 
 
 def _refuse_other_hook_of_folder(name: str, layer: int | None) -> None:
@@ -392,11 +392,7 @@ def _compare_shapes(path: Path, expected: dict[str, list[int]]) -> dict[str, lis
     return stored
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _whole(value: Any, field: str, where: Path | str) -> int:
-    if not _is_whole(value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise RequestError(f"{where}: {field} = {value!r} is no whole number above 0")
-    return int(value)
+    return value
