@@ -158,12 +158,12 @@ def sae_lens_form(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
 
     What a file says outside the field that sae-lens looks at is put there: `activation_fn_str:
     topk` is the architecture topk, with the k of `k` or of `activation_fn_kwargs`. Metadata lie
-    beside the other fields. RequestError, naming the field, on what can't be read so.
+    beside the other fields, and a null is absence. RequestError, naming the field, on what can't be read so.
     """
     metadata = config.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise RequestError(f"{where}: metadata is no JSON object")
-    form = {**metadata, **config}
+    form = {name: v for name, v in {**metadata, **config}.items() if v is not None}
     architecture = form.get("architecture") or "standard"
     name = "activation_fn" if form.get("activation_fn") is not None else "activation_fn_str"
     activation = form.get(name)
@@ -203,6 +203,8 @@ def _settle_k(form: dict[str, Any], where: Path | str) -> None:
     if form["architecture"] != "topk":
         if settings:
             raise RequestError(f"{where}: activation_fn_kwargs = {settings!r} is not supported")
+        if form["architecture"] == "standard" and "k" in form:
+            raise RequestError(f"{where}: k = {form['k']!r}, but no activation topk")
         return
     other = sorted(set(settings) - {"k"})
     if other:

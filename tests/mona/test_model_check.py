@@ -41,9 +41,7 @@ def _edit(folder: Path, **fields: Any) -> None:
 
 def test_a_sound_folder_has_no_faults(tiny_llama: Path) -> None:
     assert _faults(tiny_llama) == []
-    found = inspect_model(
-        tiny_llama, layer=1, max_length=8, mlp=False, trust_remote_code=False
-    )
+    found = inspect_model(tiny_llama, layer=1, max_length=8, mlp=False, trust_remote_code=False)
     assert (found.blocks, found.width) == (5, 32)
 
 
@@ -95,7 +93,9 @@ def test_every_pointer_in_place_of_a_file_is_named(folder: Path) -> None:
     assert all("git LFS pointer" in fault and "git lfs pull" in fault for fault in faults)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\xff" * 64, b"\x08" + 7 * b"\0" + b"{}      "])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b"\xff" * 64, b"\x08" + 7 * b"\0" + b"{}      "]
+)
 def test_weights_that_are_no_safetensors_are_named(content: bytes, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(content)
     (fault,) = _faults(folder)
