@@ -158,7 +158,8 @@ def sae_lens_form(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
 
     What a file says outside the field that sae-lens looks at is put there: `activation_fn_str:
     topk` is the architecture topk, with the k of `k` or of `activation_fn_kwargs`. Metadata lie
-    beside the other fields, and a null is absence. RequestError, naming the field, on what can't be read so.
+    beside the other fields, and a null is absence. RequestError, naming the field, on what can't
+    be read so.
     """
     metadata = config.get("metadata") or {}
     if not isinstance(metadata, dict):
