@@ -108,12 +108,15 @@ def prepare_gguf(gguf: Path, out: Path) -> None:
 
     quiet_transformers()
     try:
-        model, tokenizer = _read_gguf(gguf)
+        model, tokenizer, missing = _read_gguf(gguf)
     except MemoryError:
         raise
     # Whatever the libraries raise while they read a user's file is a fault of that file.
     except Exception as error:
         raise RequestError(f"{gguf}: no GGUF model that can be read: {sentence(error)}") from error
+    if missing:
+        # transformers has filled them with random values.
+        raise RequestError(f"{gguf}: no weights for tensor '{min(missing)}'")
     refuse_nan(model, str(gguf))
     # save_pretrained refuses a model that says it is quantised; its weights no longer are.
     settings = model.config.to_dict()
@@ -126,15 +129,18 @@ def prepare_gguf(gguf: Path, out: Path) -> None:
         tokenizer.save_pretrained(partial)
 
 
-def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+def _read_gguf(gguf: Path) -> tuple[Any, Any, set[str]]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"gguf_file": gguf.name, "local_files_only": True}
     # The tokenizer first: it is read sooner, and a damaged file mostly shows in it.
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-    return model, tokenizer
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.float32, output_loading_info=True, **source
+    )
+    model, loading = loaded
+    return model, tokenizer, set(loading["missing_keys"])
 
 
 @contextmanager

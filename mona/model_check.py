@@ -126,7 +126,8 @@ def file_faults(folder: Path) -> list[str]:
     faults = []
     for path in weights:
         try:
-            tensor_shapes(path)
+            if not tensor_shapes(path):
+                faults.append(f"{path} holds no tensors")
         except RequestError as error:
             faults.append(str(error))
     return faults
@@ -145,7 +146,8 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         raise RequestError(f"{path}: a git LFS pointer, not the file itself: run 'git lfs pull'")
     try:
         with safe_open(path, framework="numpy") as stored:
-            return {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}
+            names = stored.keys()  # it can't be iterated over itself
+            return {name: list(stored.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise RequestError(f"{path} is damaged: {sentence(error)}") from error
 
@@ -191,6 +193,11 @@ def _read_config(folder: Path, trust_remote_code: bool) -> Any:
         raise
     # Whatever a library raises while it reads a user's file is a fault of that file.
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise RequestError(
+                f"{where}: the model runs code of its own (auto_map); its entry must say "
+                "'trust_remote_code: true', if you trust it"
+            ) from error
         raise RequestError(f"{where}: {sentence(error)}") from error
     kind = config.model_type
     if config.is_encoder_decoder:

@@ -158,12 +158,13 @@ def sae_lens_form(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
 
     What a file says outside the field that sae-lens looks at is put there: `activation_fn_str:
     topk` is the architecture topk, with the k of `k` or of `activation_fn_kwargs`. Metadata lie
-    beside the other fields. RequestError, naming the field, on what can't be read so.
+    beside the other fields, and a null is absence. RequestError, naming the field, on what can't
+    be read so.
     """
     metadata = config.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise RequestError(f"{where}: metadata is no JSON object")
-    form = {**metadata, **config}
+    form = {name: v for name, v in {**metadata, **config}.items() if v is not None}
     architecture = form.get("architecture") or "standard"
     name = "activation_fn" if form.get("activation_fn") is not None else "activation_fn_str"
     activation = form.get(name)
@@ -203,6 +204,8 @@ def _settle_k(form: dict[str, Any], where: Path | str) -> None:
     if form["architecture"] != "topk":
         if settings:
             raise RequestError(f"{where}: activation_fn_kwargs = {settings!r} is not supported")
+        if form["architecture"] == "standard" and "k" in form:
+            raise RequestError(f"{where}: k = {form['k']!r}, but no activation topk")
         return
     other = sorted(set(settings) - {"k"})
     if other:
@@ -322,15 +325,15 @@ def eleuther_form(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
         # transcode, skip_connection, signed, and whatever later versions bring.
         if field not in _ELEUTHER_FIELDS and value not in (None, False, 0, ""):
             raise RequestError(f"{where}: {field} = {value!r} is not supported")
-    k, d = config.get("k"), config.get("d_in")
-    if not _is_whole(k) or not _is_whole(d):
-        raise RequestError(f"{where} needs the whole numbers k and d_in")
+    k, d = _whole(config.get("k"), "k", where), _whole(config.get("d_in"), "d_in", where)
     # num_latents is 0 where the width is given by expansion_factor instead.
-    factor = config.get("expansion_factor") or 0
-    latents = config.get("num_latents") or (d * factor if _is_whole(factor) else 0)
-    if not latents:
+    if config.get("num_latents"):
+        latents = _whole(config["num_latents"], "num_latents", where)
+    elif config.get("expansion_factor"):
+        latents = d * _whole(config["expansion_factor"], "expansion_factor", where)
+    else:
         raise RequestError(f"{where} has neither num_latents nor expansion_factor")
-    return {"k": k, "d_in": d, "d_sae": _whole(latents, "num_latents", where)}
+    return {"k": k, "d_in": d, "d_sae": latents}
 
 
 def _refuse_other_hook_of_folder(name: str, layer: int | None) -> None:
@@ -392,11 +395,7 @@ def _compare_shapes(path: Path, expected: dict[str, list[int]]) -> dict[str, lis
     return stored
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _whole(value: Any, field: str, where: Path | str) -> int:
-    if not _is_whole(value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise RequestError(f"{where}: {field} = {value!r} is no whole number above 0")
-    return int(value)
+    return value

@@ -7,6 +7,7 @@ can be read, is `mona.sae_check`. Downloading a repository is the caller's.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,7 +153,9 @@ def _load_as_said(
         return dict(form), *rest
 
     try:
-        loaded = load(converter)
+        # sae-lens warns of settings that `centres_stream` judges.
+        with warnings.catch_warnings(action="ignore"):
+            loaded = load(converter)
     except (MonaError, MemoryError):
         raise
     # Whatever the library raises while it reads a user's file is a fault of that file.

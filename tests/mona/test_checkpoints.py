@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +123,28 @@ def test_prepare_refuses_what_is_no_gguf_file(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:4],
+        lambda whole: whole[:40],
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:4] + b"\xff" * 60,
+        lambda whole: whole[:4] + bytes(len(whole)),
+        lambda whole: whole.replace(b"llama", b"lXXma"),
+        lambda whole: whole.replace(b"tokenizer.ggml.tokens", b"tokenizer.ggml.nothing"[:21]),
+    ],
+)
+def test_a_damaged_gguf_is_one_line(damage: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    _write_gguf(path, _gguf_tensors())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RequestError, match=r"model\.gguf: no GGUF model") as raised:
+        prepare_gguf(path, tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
 def _write_gguf(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """A two-block Llama (width 64, MLP 96, 2 heads) with a byte vocabulary."""
     import gguf
@@ -210,6 +233,14 @@ def test_a_gguf_with_a_nan_is_refused_and_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(WorkError, match=r"model\.layers\.1\.post_attention_layernorm\.weight"):
         prepare_gguf(tmp_path / "m.gguf", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_gguf_without_a_tensor_is_refused_not_filled(tmp_path: Path) -> None:
+    tensors = _gguf_tensors()
+    del tensors["blk.1.ffn_up.weight"]
+    _write_gguf(tmp_path / "m.gguf", tensors)
+    with pytest.raises(RequestError, match=r"no weights for tensor .*layers\.1\.mlp\.up_proj"):
+        prepare_gguf(tmp_path / "m.gguf", tmp_path / "out")
 
 
 def test_a_crash_while_saving_leaves_nothing(
