@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +33,34 @@ HARBOUR = (
 RUN = "harbour master counted seven grey boats before dawn while nele painted her wooden"
 
 
+def walked(folded: str) -> list[str]:
+    """The words of a folded text by looking at one character after the other."""
+    words: list[str] = []
+    inside = False
+    for c in folded:
+        spaceless = (
+            any(first <= ord(c) <= last for first, last in decontamination._SPACELESS_RANGES)
+            and unicodedata.category(c)[0] in "LMN"
+        )
+        if spaceless or (c.isalnum() and not inside):
+            words.append(c)
+        elif c.isalnum() or (inside and unicodedata.category(c)[0] == "M"):
+            words[-1] += c
+        inside = not spaceless and (c.isalnum() or (inside and unicodedata.category(c)[0] == "M"))
+    return words
+
+
+def without_signs(text: str, instead: str = "") -> str:
+    return "".join(
+        c if c.isalnum() or c.isspace() or unicodedata.category(c)[0] == "M" else instead
+        for c in text
+    )
+
+
+def spaced(text: str) -> str:
+    return without_signs(text, " ")
+
+
 def index_of(*texts: str, subtask: str = "s") -> HeldOutIndex:
     return HeldOutIndex.build((f"row {n}", subtask, text) for n, text in enumerate(texts))
 
@@ -46,7 +77,7 @@ def found(index: HeldOutIndex, *texts: str) -> Contamination | None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("Don't PANIC: 3.5 snake_case", ["don", "t", "panic", "3", "5", "snake_case"]),
+        ("Don't PANIC: 3.5 snake_case", ["don", "t", "panic", "3", "5", "snake", "case"]),
         ("STRASSE Straße", ["strasse", "strasse"]),
         ("ﬁne ２０", ["fine", "20"]),
         ("e\u0301tude étude", ["étude", "étude"]),
@@ -55,7 +86,11 @@ def found(index: HeldOutIndex, *texts: str) -> Contamination | None:
         # A Bengali and a Telugu word, each with vowel signs, stay whole.
         ("বাংলা తెలుగు", ["বাংলা", "తెలుగు"]),
         ("ไทย", ["ไ", "ท", "ย"]),
-        ("[ ( < > ) ] ...", []),
+        ("[ ( < > ) ] ... ____", []),
+        # Joiners, soft hyphens and marks of direction can't be seen.
+        ("za\u200bp so\u00adft \u202eab\ufeff", ["zap", "soft", "ab"]),
+        # A mark that follows no letter is no word.
+        ("\u0301 a (\u0301)", ["a"]),
     ],
 )
 def test_words(text: str, words: list[str]) -> None:
@@ -65,6 +100,12 @@ def test_words(text: str, words: list[str]) -> None:
 @given(st.text())
 def test_words_survive_a_second_folding(text: str) -> None:
     assert words_of(fold(fold(text))) == words_of(fold(text))
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_words_are_those_of_a_walk_over_the_characters(one: str, two: str) -> None:
+    text = fold(one + " \u0e01a\u0301水" + two)
+    assert words_of(text) == walked(text)
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=127)))
@@ -112,36 +153,82 @@ def test_a_run_does_not_cross_test_rows() -> None:
     assert found(index, f"x {RUN} y") is None
 
 
-def test_characters_are_words_in_scripts_without_spaces() -> None:
-    question = "河边的老人每天早上都要数一数灰色的小船"
+def test_twenty_six_characters_make_a_run_in_scripts_without_spaces() -> None:
+    question = "河边的老人每天早上都要数一数灰色的小船再去市场买三条鱼和两斤米"
     index = index_of(question)
-    assert found(index, f"他说{question[2:15]}吗") == Contamination(
-        "row 0", " ".join(question[2:15])
+    assert found(index, f"他说{question[2:28]}吗") == Contamination(
+        "row 0", " ".join(question[2:28])
     )
-    assert found(index, f"他说{question[2:14]}吗") is None
+    assert found(index, f"他说{question[2:27]}吗") is None
+    # A word counts as two characters: 12 words and 2 characters.
+    mixed = "灰色 " + RUN.removesuffix(" wooden")
+    assert found(index_of(f"{mixed} oars 小船"), f"x {mixed} y") is not None
 
 
 # --- short test rows ----------------------------------------------------------------------------
 
-
-def test_a_short_row_is_found_as_a_message_or_a_line() -> None:
-    index = index_of("Which heron nests earliest?")
-    expected = Contamination("row 0", "which heron nests earliest")
-    assert found(index, "which heron nests earliest") == expected
-    assert found(index, "Answer this.", "Birds.\nWhich heron nests earliest?!\nThink.") == expected
-    assert found(index, "Which heron\nnests earliest?") == expected
+SHORT = "Which heron nests earliest?"
+SHORT_WORDS = "which heron nests earliest"
 
 
-def test_a_short_row_inside_a_line_is_not_found() -> None:
-    index = index_of("Which heron nests earliest?")
-    assert found(index, "Tell me: which heron nests earliest?") is None
-    assert found(index, "Which heron nests") is None
+@pytest.mark.parametrize(
+    "question",
+    [
+        SHORT,
+        "Wann schläft der Seehund?",
+        "Don't the well-known harbour-seals sleep ashore?",
+        "متى تعود السفن إلى المرفأ؟",
+        "نورس أبيض كبير",
+        "조개는 언제 자라는가?",
+        "コウノトリはどの川に巣を作りますか",
+        "哪一只灰鹭最早开始筑巢呢？",
+        "นกกระสาทำรังเมื่อไร",
+        "def tide_table(harbour: str) -> list[float]:",
+        "The boat ____ before the tide of __ o'clock.",
+    ],
+)
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "{}",
+        "Question: {}\nAnswer:",
+        "We were asked {} and nobody knew.",
+        "Choose the best answer. {}\nA. the first\nB. the second",
+    ],
+)
+def test_a_short_row_is_found_wherever_it_stands(question: str, wrapped: str) -> None:
+    index = index_of("Something else is asked here?", question, HARBOUR)
+    for text in (question, question.upper(), without_signs(question), spaced(question)):
+        match = found(index, "Hello.", "Hello! What is it?", wrapped.format(text), "I see.")
+        assert match is not None, text
+        assert match.test_row == "row 1"
+    # Without one of its words it is another question.
+    for cut in (question[: len(question) // 2], question[len(question) // 2 :]):
+        assert found(index, wrapped.format(cut)) is None
+
+
+def test_a_short_row_may_cross_lines_but_not_messages() -> None:
+    index = index_of(SHORT)
+    assert found(index, "Which heron\nnests earliest?") == Contamination("row 0", SHORT_WORDS)
     assert found(index, "Which heron nests", "earliest?") is None
+    assert found(index, "Some which", "heron nests earliest") is None
+
+
+@pytest.mark.parametrize(
+    "question", ["Tides.", "Grey herons?", "It is so", "1 2 3 4 5", "何時ですか"]
+)
+def test_a_row_that_says_too_little_has_to_be_a_line_or_message(question: str) -> None:
+    index = index_of(question)
+    for text in (question.upper(), f"Answer this.\n- {question}!\nThink.", without_signs(question)):
+        assert found(index, "Hello.", text) is not None, text
+    assert found(index, f"we say {question} and go") is None
+    assert found(index, f"Question: {question}") is None
 
 
 def test_a_row_without_words_matches_nothing() -> None:
-    index = index_of("?!", "")
+    index = index_of("?!", "", "____")
     assert found(index, "?!") is None
+    assert found(index, "____") is None
     assert found(index, "") is None
     assert found(index) is None
 
@@ -175,6 +262,32 @@ def test_what_many_subtasks_begin_with_does_not_count_either() -> None:
     assert found(HeldOutIndex.build(rows), PREFIX) is None
 
 
+def test_a_run_that_is_mostly_boilerplate_does_not_count() -> None:
+    """Nine words that all rows begin with are shorter than a run: it takes seven more."""
+    opening = "please tell me in a few words of yours"
+    index = index_of(*(f"{opening} {riddle}" for riddle in RIDDLES))
+    assert found(index, f"{opening} what has a neck and a tail") is None
+    assert found(index, f"{opening} what has a neck but never a tail") is None
+    assert found(index, f"{opening} what has a neck but never had any tail") is not None
+
+
+def test_a_japanese_opening_that_rows_share_drops_none_of_them() -> None:
+    opening = "次の質問を読んで理由も含めて日本語で簡潔に答えてください。"
+    asked = [
+        "灯台は何のために海辺に建てられますか。",
+        "鮭はどうして川を上るのでしょうか。",
+        "潮の満ち引きは何によって起こりますか。",
+        "網を直す道具にはどんなものがありますか。",
+    ]
+    index = index_of(*(opening + question for question in asked))
+    others = ["灯台の光はどこまで届きますか。", "鮭は何を食べますか。", "潮風は体に良いですか。"]
+    assert [found(index, opening + other) for other in others] == [None] * 3
+    for n, question in enumerate(asked):
+        match = found(index, "問題：" + opening + question, "はい。")
+        assert match is not None
+        assert match.test_row == f"row {n}"
+
+
 def test_the_limit_is_a_share_of_the_rows_in_large_tasks() -> None:
     filler = [f"{HARBOUR} {' '.join(f'w{n}x{i}' for i in range(13))}" for n in range(5)]
     others = [" ".join(f"o{n}x{i}" for i in range(13)) for n in range(495)]
@@ -186,12 +299,20 @@ def test_a_row_repeated_within_one_row_counts_once() -> None:
     assert found(index_of(f"{HARBOUR} {HARBOUR} {HARBOUR} {HARBOUR}"), RUN) is not None
 
 
-def test_a_row_of_nothing_but_boilerplate_is_matched_whole() -> None:
+def test_a_row_that_many_longer_rows_begin_with_has_to_be_a_line() -> None:
     index = index_of(PREFIX, *(f"{PREFIX} {riddle}" for riddle in RIDDLES))
     assert found(index, f"{PREFIX} indeed") is None
     match = found(index, f"Hello!\n{PREFIX}")
     assert match is not None
     assert match.test_row == "row 0"
+
+
+def test_a_short_row_that_others_hold_has_to_be_a_line_with_its_symbols() -> None:
+    question = "Which of these statements is true?"
+    index = index_of(question, *(f"{riddle}. {question}" for riddle in RIDDLES))
+    assert found(index, f"Some say so. {question}") is None
+    assert found(index, f"Some say so.\n{question.removesuffix('?')}") is None
+    assert found(index, f"Some say so.\n{question}\nA. no") is not None
 
 
 def test_short_rows_that_many_test_rows_are_do_not_count() -> None:
@@ -207,6 +328,11 @@ def test_rows_that_differ_in_symbols_only_are_matched_with_them() -> None:
     assert found(index, "close the  brackets: ( [") == Contamination(
         "row 1", "close the brackets: ( ["
     )
+
+
+def test_long_rows_that_differ_in_symbols_only_are_found_by_their_words() -> None:
+    index = index_of(*(f"{PREFIX} {tail}" for tail in ("[ [", "( [", "{ {", "< ( [")))
+    assert found(index, f"Question: {PREFIX.lower()} ( [ (") is not None
 
 
 # --- several targets, streams, determinism ------------------------------------------------------
@@ -236,13 +362,12 @@ def test_rows_are_found_in_place_across_batches(monkeypatch: pytest.MonkeyPatch)
     index = index_of(HARBOUR)
     whole = list(index.find(pool))
     assert [n for n, match in enumerate(whole) if match] == list(range(3, 50, 7))
-    monkeypatch.setattr(decontamination, "_BATCH_WORDS", 30)
-    monkeypatch.setattr(decontamination, "_CACHED_WORDS", 5)
+    monkeypatch.setattr(decontamination, "_BATCH_CHARACTERS", 150)
     assert list(index.find(pool)) == whole
 
 
 def test_a_stream_is_read_no_further_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decontamination, "_BATCH_WORDS", 30)
+    monkeypatch.setattr(decontamination, "_BATCH_CHARACTERS", 150)
     taken = []
 
     def endless() -> object:
@@ -257,8 +382,7 @@ def test_a_stream_is_read_no_further_than_a_batch(monkeypatch: pytest.MonkeyPatc
 
 def test_a_hash_collision_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every word hashed alike all runs collide; only the same words match."""
-    monkeypatch.setattr(decontamination, "_word_hash", lambda word: 7)
-    monkeypatch.setattr(decontamination, "_word_hashes", decontamination._WordHashes())
+    monkeypatch.setattr(decontamination, "_mixed", lambda hashes: np.full_like(hashes, 7))
     words = HARBOUR.rstrip(".").split()[:13]
     index = index_of(" ".join(words))
     assert found(index, " ".join(reversed(words))) is None
@@ -268,7 +392,7 @@ def test_a_hash_collision_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hashes_are_the_same_in_every_process() -> None:
     code = (
         "from mona.decontamination import HeldOutIndex;"
-        f"print(HeldOutIndex.build([('r', 's', {HARBOUR!r})])._keys.tolist())"
+        f"print(HeldOutIndex.build([('r', 's', {HARBOUR!r})])._runs.hashes.tolist())"
     )
     outputs = {
         subprocess.run(
@@ -281,74 +405,147 @@ def test_hashes_are_the_same_in_every_process() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    assert outputs == {f"{index_of(HARBOUR)._keys.tolist()}\n"}
+    assert outputs == {f"{index_of(HARBOUR)._runs.hashes.tolist()}\n"}
 
 
-# --- a naive reference --------------------------------------------------------------------------
+# --- a slow reference ---------------------------------------------------------------------------
+
+Words = tuple[str, ...]
 
 
-def naive(rows: Sequence[tuple[str, str, str]], pool_row: Sequence[str], n: int) -> set[str]:
-    """References of all test rows that match, by sets of tuples and strings."""
+def units(words: Sequence[str]) -> int:
+    return sum(1 if word in "水川山" else 2 for word in words)
 
-    def words(text: str) -> tuple[str, ...]:
-        return tuple(re.findall(r"\w+", text.lower()))
 
-    def runs(text: str) -> set[object]:
-        own = words(text)
-        return {own[i : i + n] for i in range(len(own) - n + 1)}
+def stretches(words: Words, wanted: int) -> list[tuple[int, int]]:
+    """From each word the shortest stretch of so many units."""
+    found = []
+    for start in range(len(words)):
+        for end in range(start + 1, len(words) + 1):
+            if units(words[start:end]) >= wanted:
+                found.append((start, end))
+                break
+    return found
 
-    def too_common(things: dict[str, set[object]]) -> set[object]:
-        many: set[object] = set()
-        for group in [{subtask} for _, subtask, _ in rows] + [{s for _, s, _ in rows}]:
-            members = [reference for reference, subtask, _ in rows if subtask in group]
-            counts = Counter(thing for m in members for thing in things.get(m, ()))
-            many |= {thing for thing, c in counts.items() if c > max(3, len(members) / 100)}
-        return many
 
-    texts = {reference: text for reference, _, text in rows}
-    own_runs = {reference: runs(text) for reference, text in texts.items()}
-    common = too_common(own_runs)
-    pool_runs = set().union(*(runs(text) for text in pool_row))
-    matched = {r for r, own in own_runs.items() if (own - common) & pool_runs}
+def holds(text: Words, part: Words) -> bool:
+    return any(text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1))
 
-    left = {r: text for r, text in texts.items() if words(text) and not own_runs[r] - common}
-    units = [unit for text in pool_row for unit in (text, *text.splitlines())]
-    common = too_common({r: {words(text)} for r, text in left.items()})
+
+def in_many(rows: Sequence[tuple[str, str, str]], things: dict[str, set[Any]]) -> set[Any]:
+    """What more rows of a group have than it may share."""
+    many: set[Any] = set()
+    for group in [{subtask} for _, subtask, _ in rows] + [{s for _, s, _ in rows}]:
+        members = [reference for reference, subtask, _ in rows if subtask in group]
+        counts = Counter(thing for m in members for thing in things.get(m, ()))
+        many |= {thing for thing, c in counts.items() if c > max(3, len(members) / 100)}
+    return many
+
+
+def slow(rows: Sequence[tuple[str, str, str]], pool_row: Sequence[str], n: int) -> set[str]:
+    """References of all test rows that match, by tuples and sets."""
+    pieces = {
+        r: [tuple(walked(fold(text))), tuple(walked(without_signs(fold(text))))]
+        for r, _, text in rows
+    }
+    common = in_many(
+        rows,
+        {r: {words[i:j] for words in own for i, j in stretches(words, n)}
+         for r, own in pieces.items()},
+    )  # fmt: skip
+
+    def own_runs(words: Words) -> set[Words]:
+        shared = {k for i, j in stretches(words, n) if words[i:j] in common for k in range(i, j)}
+        return {
+            words[i:j]
+            for i, j in stretches(words, 2 * n)
+            if units([words[k] for k in range(i, j) if k not in shared]) >= n
+        }
+
+    pool = [tuple(walked(fold(text))) for text in pool_row]
+    matched = {
+        r
+        for r, own in pieces.items()
+        for words in own
+        if any(holds(text, run) for run in own_runs(words) for text in pool)
+    }
+
+    left = {r: [w for w in own if w and not own_runs(w)] for r, own in pieces.items()}
+    telling = {
+        words
+        for own in left.values()
+        for words in own
+        if units(words) >= 6 and 2 * sum(map(len, words)) + units(words) >= 30
+    }
+    held = {
+        r: {
+            part
+            for words in own
+            for part in telling
+            if holds(words, part) and (len(words) > len(part) or units(part) < 2 * n)
+        }
+        for r, own in pieces.items()
+    }
+    boilerplate = in_many(rows, held)
+    sought = telling - boilerplate
+    matched |= {
+        r for r, own in left.items() if any(holds(t, w) for w in own if w in sought for t in pool)
+    }
+
+    texts = {r: text for r, _, text in rows}
+    alone = {
+        r: own[0]
+        for r, own in pieces.items()
+        if left[r] and all(w in left[r] and w not in sought for w in own if w) and own[0]
+    }
+    worded = {r: words for r, words in alone.items() if words not in boilerplate}
+    units_of = [unit for text in pool_row for unit in (text, *text.splitlines())]
+    common_lines = in_many(rows, {r: {words} for r, words in worded.items()})
     matched |= {
         r
-        for r, text in left.items()
-        if words(text) not in common and any(words(unit) == words(text) for unit in units)
+        for r, words in worded.items()
+        if words not in common_lines and any(tuple(walked(fold(u))) == words for u in units_of)
     }
+    told = set(worded.values()) - common_lines
     symbols = {
-        r: " ".join(text.lower().split()) for r, text in left.items() if words(text) in common
+        r: " ".join(fold(texts[r]).split())
+        for r in alone
+        if r not in worded or alone[r] not in told
     }
-    common = too_common({r: {text} for r, text in symbols.items()})
-    matched |= {
+    common_lines = in_many(rows, {r: {text} for r, text in symbols.items()})
+    return matched | {
         r
         for r, text in symbols.items()
-        if text not in common and any(" ".join(u.lower().split()) == text for u in units)
+        if text not in common_lines and any(" ".join(fold(u).split()) == text for u in units_of)
     }
-    return matched
 
 
-tokens = st.sampled_from(["a", "a", "b", "B", "(", ")", "\n"])
-short_texts = st.lists(tokens, max_size=8).map(" ".join)
-
-
-@settings(max_examples=200)
-@given(
-    st.lists(st.tuples(st.sampled_from(["s", "t"]), short_texts), max_size=14),
-    st.lists(st.lists(short_texts, max_size=3), max_size=4),
-    st.integers(1, 4),
+tokens = st.sampled_from(
+    ["a", "tide", "Tide", "lighthouse", "水", "川", "山", "(", "-", "-", "\n", " ", " ", " "]
 )
-def test_the_naive_reference_agrees(
-    held_out: list[tuple[str, str]], pool: list[list[str]], n: int
+short_texts = st.lists(tokens, max_size=16).map("".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["s", "t"]), short_texts), max_size=12),
+    st.lists(short_texts, max_size=4),
+    st.lists(st.sampled_from(["{}", "a {} tide", "({})", "x\n{}\ny", "水{}川"]), min_size=1),
+    st.integers(1, 5),
+)
+def test_the_slow_reference_agrees(
+    held_out: list[tuple[str, str]], pool: list[str], wrappings: list[str], n: int
 ) -> None:
+    """Of rows of their own, and of test rows in others' midst."""
     rows = [(f"row {i}", subtask, text) for i, (subtask, text) in enumerate(held_out)]
-    matches = list(HeldOutIndex.build(rows, n=n).find(pool))
-    assert len(matches) == len(pool)
-    for pool_row, match in zip(pool, matches, strict=True):
-        expected = naive(rows, pool_row, n)
+    pool_rows = [[text, "a"] for text in pool] + [
+        ["a", wrapping.format(text)]
+        for (_, _, text), wrapping in zip(rows, itertools.cycle(wrappings), strict=False)
+    ]
+    matches = list(HeldOutIndex.build(rows, n=n).find(pool_rows))
+    assert len(matches) == len(pool_rows)
+    for pool_row, match in zip(pool_rows, matches, strict=True):
+        expected = slow(rows, pool_row, n)
         assert (match is not None) == bool(expected)
         if match is not None:
             assert match.test_row in expected
@@ -380,23 +577,14 @@ def test_every_verbatim_question_of_flan_is_found() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets are not beside the repository")
 @pytest.mark.parametrize(
-    ("reader", "pattern", "generic"),
-    [
-        ("gsm8k", "gsm8k/test.jsonl", 0),
-        ("bbh", "bbh/bbh/*.json", 0),
-        ("tydiqa", "tydiqa_goldp/*/*_dev.json", 0),
-        # "Which of the following statements is correct?" and the like.
-        ("mmlu", "mmlu/test/*.csv", 18),
-    ],
+    ("reader", "pattern"),
+    [("mbpp", "mbpp/*.json*"), ("tydiqa", "tydiqa_goldp/*/*_dev.json")],
 )
-def test_real_test_rows_find_themselves(reader: str, pattern: str, generic: int) -> None:
+def test_real_test_rows_are_found_in_other_text(reader: str, pattern: str) -> None:
+    """`bench/decontamination.py` measures more tasks, in more ways."""
     files = [DataFile(path) for path in sorted((SHARED / "targets").glob(pattern))]
     rows = read_target(reader, files)  # type: ignore[arg-type]
     index = HeldOutIndex.build((f"{r.file}:{r.row}", r.subtask, r.question) for r in rows)
-    missed = [
-        row.question
-        for row, match in zip(rows, index.find([row.question] for row in rows), strict=True)
-        if match is None
-    ]
-    assert len(missed) == generic
-    assert all(len(words_of(fold(question))) < 13 for question in missed)
+    for wrapped, share in (("{}", 0.995), ("Question: {}\nAnswer:", 0.99)):
+        pool = ([wrapped.format(spaced(row.question.lower()))] for row in rows)
+        assert sum(match is not None for match in index.find(pool)) >= share * len(rows)
