@@ -11,7 +11,7 @@ export MONA_CONFIG := $(CONFIG)
 # write it compiles ten thousand files anew, which takes it ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test acceptance experiment bench ui lint clean
+.PHONY: demo test quick acceptance experiment bench ui lint clean
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,8 +32,14 @@ demo: $(VENV)/run.stamp
 	@$(BIN)/mona select summary
 	@echo 'Next: make ui, then http://127.0.0.1:3000; or mona select show gsm8k/mona --config $(CONFIG)'
 
+# Worksteal: a worker keeps to neighbouring tests, which share fixtures, until it has none left.
+TESTS := $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m 'not acceptance and not experiment' -n auto --dist loadfile --no-loadscope-reorder
+	$(TESTS) -m 'not acceptance and not experiment' --durations 25
+
+quick: $(VENV)/dev.stamp
+	$(TESTS) -m quick
 
 acceptance: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m acceptance

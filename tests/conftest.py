@@ -64,16 +64,35 @@ def _prepare_smollm2(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that every worker of this run shares: what lies in it is made once, under a
+    `FileLock`, and then only read."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(made_once: Path) -> Path:
     """A random Llama (5 blocks, width 32, MLP width 48) with a byte-level tokenizer.
 
     Do not write into the folder: copy it.
     """
+    folder = made_once / "llama"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            half = folder.with_suffix(".half")
+            _save_tiny_llama(half)
+            half.rename(folder)
+    return folder
+
+
+def _save_tiny_llama(folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny") / "llama"
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -96,4 +115,15 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
+
+
+# Every model folder and every project with a store comes from one of these.
+_HEAVY_FIXTURES = {"smollm2", "tiny_llama"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as `quick` what asks, directly or not, for no fixture that makes a model or a store."""
+    for item in items:
+        long = item.get_closest_marker("acceptance") or item.get_closest_marker("experiment")
+        if not long and not _HEAVY_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.quick)

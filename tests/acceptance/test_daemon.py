@@ -25,7 +25,6 @@ from orchestration.taints import CHECK
 from tests.orchestration.conftest import (  # noqa: F401
     Project,
     findings,
-    make_project,
     project,
     sums,
 )

@@ -12,7 +12,6 @@ from orchestration.lineage import chain
 from tests.orchestration.conftest import (  # noqa: F401
     Project,
     findings,
-    make_project,
     project,
     sums,
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from filelock import FileLock
 
 from orchestration.config import Config, load_config
 from orchestration.definitions import build_definitions, build_resources
@@ -60,11 +63,12 @@ class Project:
     root: Path
     settings: dict[str, Any] = field(default_factory=dict)
     file: str = "mona.yaml"
+    made_once: Path | None = None
 
     def copied_to(self, folder: Path) -> Project:
         """The same, files and store, in another folder."""
         shutil.copytree(self.root, folder, dirs_exist_ok=True)
-        return Project(folder, copy.deepcopy(self.settings))
+        return Project(folder, copy.deepcopy(self.settings), self.made_once)
 
     @property
     def config_path(self) -> Path:
@@ -99,6 +103,33 @@ class Project:
                 config, definitions, instance, Choice(**choice), retrain_sae=retrain
             )
 
+    def first_run(self, **choice: Any) -> Done:
+        """As `run` where nothing was made yet, for a test of what comes after it: of the same
+        files and settings it is made once, and every other test gets a copy."""
+        assert not (self.root / "store").exists()
+        self.write()
+        if self.made_once is None:
+            return self.run(**choice)
+        kept = self.made_once / f"project-{self._digest(choice)}"
+        with FileLock(f"{kept}.lock"):
+            if not kept.exists():
+                done = self.run(**choice)
+                half = kept.with_suffix(".half")
+                shutil.copytree(self.root, half / "project")
+                (half / "done.json").write_text(json.dumps(dataclasses.asdict(done)))
+                half.rename(kept)
+                return done
+        shutil.copytree(kept / "project", self.root, dirs_exist_ok=True)
+        return Done(**json.loads((kept / "done.json").read_text()))
+
+    def _digest(self, choice: dict[str, Any]) -> str:
+        """Names the choice and every file under the project."""
+        digest = hashlib.sha256(repr(sorted(choice.items())).encode())
+        for path in sorted(path for path in self.root.rglob("*") if path.is_file()):
+            digest.update(f"\n{path.relative_to(self.root)} ".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:16]
+
     def status(self) -> dict[str, str]:
         with self.opened() as (config, definitions, instance):
             standing = Standing(instance, definitions.resolve_asset_graph(), config)
@@ -125,9 +156,9 @@ def findings(project: Project) -> list[Finding]:
     return verify_project(config, read_audit(resources["records"]), resources["store"])
 
 
-def small_project(root: Path, model: Path) -> Project:
+def small_project(root: Path, model: Path, made_once: Path | None = None) -> Project:
     """The project under a folder, over a model's folder; nothing is made yet."""
-    project = Project(root)
+    project = Project(root, made_once=made_once)
     project.write_rows("fruit", sums(0, 60) + verses(0, 60))
     project.write_rows("verse", verses(100, 40))
     project.write_rows("examples", sums(500, 6))
@@ -153,11 +184,6 @@ def small_project(root: Path, model: Path) -> Project:
     return project
 
 
-@pytest.fixture
-def make_project(tmp_path: Path, tiny_llama: Path) -> Callable[[], Project]:
-    return lambda: small_project(tmp_path, tiny_llama)
-
-
 def _model(folder: Path) -> dict[str, Any]:
     return {
         "language_model": {"path": str(folder)},
@@ -180,8 +206,8 @@ def _model(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def project(make_project: Callable[[], Project]) -> Project:
-    return make_project()
+def project(tmp_path: Path, tiny_llama: Path, made_once: Path) -> Project:
+    return small_project(tmp_path, tiny_llama, made_once)
 
 
 class ForwardCount:

@@ -62,7 +62,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 def test_status_and_a_run_without_work_import_neither_torch_nor_sae_lens(
     project: Project,
 ) -> None:
-    project.run()
+    project.first_run()
     for words in (["status"], ["run"]):
         argv = ["mona", *words, "--config", str(project.config_path)]
         code = (
@@ -98,7 +98,7 @@ def test_a_run_stopped_inside_a_step_says_so_in_one_line(
 
 
 def test_show_and_export_read_back(project: Project, tmp_path: Path) -> None:
-    project.run(datasets=("fruit",))
+    project.first_run(datasets=("fruit",))
     shown = mona(project, "select", "show", "adding/mona", "--dataset", "fruit", "--json")
     rows = json.loads(shown.stdout)
     assert [row["rank"] for row in rows] == list(range(1, 11))
@@ -198,7 +198,7 @@ def _layer_outside(project: Project) -> None:
 def test_bad_input_is_one_line_and_loses_nothing(
     project: Project, damage: object, code: int, says: str
 ) -> None:
-    project.run(datasets=("fruit",), upto="raw_pool")
+    project.first_run(datasets=("fruit",), upto="raw_pool")
     before = project.store.sample_ids("pool.fruit").to_pylist()
     damage(project)  # type: ignore[operator]
     done = mona(project, "run", "--dataset", "fruit")

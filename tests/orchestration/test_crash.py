@@ -20,7 +20,6 @@ from tests.orchestration.conftest import ForwardCount, Project
 from tests.orchestration.test_incremental import codes_by_id
 
 FRUIT = 120
-MOMENTS = 10
 # Forked from a process that has imported the heavy modules, a run starts at once.
 PRELOAD = ["torch", "transformers", "dagster", "mona.encoder", "orchestration.definitions"]
 
@@ -34,14 +33,14 @@ class Moment:
     seconds: float
 
 
-def moments(commits: int) -> list[Moment]:
-    """Seeded moments, each after at least two whole commits."""
+def moments(commits: int, count: int) -> list[Moment]:
+    """Seeded moments, each after at least two whole commits; no two of three are next to each
+    other."""
     draw = random.Random(0)
     places: tuple[Literal["before", "inside", "after"], ...] = ("before", "inside", "after")
-    return [
-        Moment(draw.randint(3, commits), places[i % 3], draw.uniform(0, 0.01))
-        for i in range(MOMENTS)
-    ]
+    chosen = draw.sample(range(3, commits + 1, 2), 3)
+    chosen += [draw.randint(3, commits) for _ in range(count - 3)]
+    return [Moment(commit, places[i % 3], draw.uniform(0, 0.01)) for i, commit in enumerate(chosen)]
 
 
 def run_and_die(config: str, moment: Moment) -> None:
@@ -95,8 +94,9 @@ def chosen(project: Project) -> list[str]:
     return project.store.read("selection.adding.mona.fruit.tiny").column("sample_id").to_pylist()
 
 
+@pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.acceptance)])
 def test_a_killed_run_goes_on_from_its_last_commit(
-    project: Project, forwards: ForwardCount, monkeypatch: pytest.MonkeyPatch
+    project: Project, forwards: ForwardCount, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     # Without the token cache nothing of the SAE's own pass is left to encode from.
     project.settings["models"]["tiny"]["token_cache_gb"] = 0.0
@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_from_its_last_commit(
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOAD)
     seen = []
-    for moment in moments(made):
+    for moment in moments(made, count):
         shutil.rmtree(store)
         shutil.copytree(saved, store)
         child = server.Process(target=run_and_die, args=(str(project.config_path), moment))

@@ -33,7 +33,7 @@ def dense(project: Project, sample: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_score_is_taken_apart(project: Project) -> None:
-    project.run(datasets=("fruit",))
+    project.first_run(datasets=("fruit",))
     chosen = project.store.read("selection.adding.mona.fruit.tiny").to_pylist()
     best = chosen[0]
     found = explained(project, best["sample_id"], "--limit", "5")
@@ -57,7 +57,7 @@ def test_the_score_is_taken_apart(project: Project) -> None:
 
 
 def test_a_sample_that_was_not_chosen_has_no_rank_and_text_is_shown(project: Project) -> None:
-    project.run(datasets=("fruit",))
+    project.first_run(datasets=("fruit",))
     chosen = project.store.sample_ids("selection.adding.mona.fruit.tiny").to_pylist()
     every = project.store.sample_ids("pool.fruit").to_pylist()
     left = next(sample for sample in every if sample not in chosen)
@@ -71,7 +71,7 @@ def test_a_sample_that_was_not_chosen_has_no_rank_and_text_is_shown(project: Pro
 
 
 def test_it_is_of_what_was_scored_not_of_what_the_pool_holds_by_now(project: Project) -> None:
-    project.run(datasets=("fruit",))
+    project.first_run(datasets=("fruit",))
     best = project.store.sample_ids("selection.adding.mona.fruit.tiny")[0].as_py()
     before = explained(project, best)
     project.write_rows("fruit", sums(3000, 30))
@@ -94,7 +94,7 @@ def test_what_cannot_be_explained_is_one_line(project: Project) -> None:
         return one_line(done)
 
     assert "was never made" in refused("adding/mona", "0" * 32)
-    project.run(datasets=("fruit",))
+    project.first_run(datasets=("fruit",))
     sample = project.store.sample_ids("pool.fruit")[0].as_py()
     for subset, name, says in (
         ("adding/mona", "0" * 32, "scored no sample '000"),

@@ -35,7 +35,7 @@ def folder(project: Project) -> Path:
 
 
 def test_a_model_is_tuned_on_its_subset_and_says_so(training: Project) -> None:
-    done = training.run()
+    done = training.first_run()
     assert TUNED in done.made
     assert label(finetune("controls", "random"), "fruit|tiny") in done.made
     assert training.run().made == []
@@ -80,7 +80,7 @@ def test_a_model_tuned_elsewhere_is_taken_in(training: Project, tmp_path: Path) 
     from orchestration import cli
 
     training.settings["recipes"].pop("random")
-    training.run()
+    training.first_run()
     elsewhere = tmp_path / "elsewhere"
     folder(training).rename(elsewhere)
     (elsewhere / "provenance.json").unlink()
@@ -117,7 +117,7 @@ def test_a_model_tuned_elsewhere_is_taken_in(training: Project, tmp_path: Path) 
 
 
 def test_the_same_inputs_give_the_same_weights(training: Project, tmp_path: Path) -> None:
-    training.run()
+    training.first_run()
     records = build_resources(training.config)["records"]
     first = records.get(records.current(TUNED)).data_version
     weights = (folder(training) / "adapter_model.safetensors").read_bytes()

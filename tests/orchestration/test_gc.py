@@ -31,7 +31,7 @@ def stored_bytes(project: Project) -> int:
 
 
 def test_old_versions_go_and_nothing_else_changes(project: Project) -> None:
-    project.run()
+    project.first_run()
     project.write_rows("fruit", [*project.rows("fruit"), *sums(300, 5)])
     project.run()
     subsets = project.store.tags("selection.adding.mona.fruit.tiny")
@@ -59,7 +59,7 @@ def test_old_versions_go_and_nothing_else_changes(project: Project) -> None:
 
 
 def test_codes_that_no_subset_was_chosen_by_go_when_they_are_superseded(project: Project) -> None:
-    project.run(datasets=("fruit",), upto="sae_codes")
+    project.first_run(datasets=("fruit",), upto="sae_codes")
     first = project.table("codes.fruit.tiny.")
     project.settings["models"]["tiny"]["k"] = 3
     project.run(datasets=("fruit",))
@@ -75,7 +75,7 @@ def test_codes_that_no_subset_was_chosen_by_go_when_they_are_superseded(project:
 
 
 def test_a_retired_dataset_is_listed_and_goes_and_comes_back(project: Project) -> None:
-    project.run(datasets=("fruit",))
+    project.first_run(datasets=("fruit",))
     project.run(datasets=("verse",), upto="sae_codes")
     verse = project.settings["datasets"].pop("verse")
     status = {row["asset"]: row for row in json.loads(mona(project, "status", "--json").stdout)}
@@ -99,7 +99,7 @@ def test_a_retired_dataset_is_listed_and_goes_and_comes_back(project: Project) -
 
 
 def test_what_a_subset_stands_on_stays_when_its_names_are_gone(project: Project) -> None:
-    project.run()
+    project.first_run()
     chosen = project.store.sample_ids("selection.adding.mona.verse.tiny").to_pylist()
     project.settings["datasets"].pop("verse")
     found = gc(project, "--yes")
@@ -114,7 +114,7 @@ def test_what_a_subset_stands_on_stays_when_its_names_are_gone(project: Project)
 
 
 def test_what_a_crash_left_goes_only_once_all_is_fresh(project: Project) -> None:
-    project.run(datasets=("fruit",))
+    project.first_run(datasets=("fruit",))
     left = project.root / "store" / "scratch" / "finetune.abc"
     left.mkdir(parents=True)
     (left / "state.pt").write_bytes(b"x" * 1000)
@@ -135,7 +135,7 @@ def test_what_a_crash_left_goes_only_once_all_is_fresh(project: Project) -> None
 
 
 def test_an_sae_that_was_superseded_before_it_chose_goes(project: Project) -> None:
-    project.run(datasets=("fruit",), upto="sae")
+    project.first_run(datasets=("fruit",), upto="sae")
     folders = project.root / "store" / "sae" / "tiny"
     (first,) = (path.name for path in folders.iterdir() if path.is_dir())
     project.settings["models"]["tiny"]["sae"]["train"]["seed"] = 1
@@ -147,7 +147,7 @@ def test_an_sae_that_was_superseded_before_it_chose_goes(project: Project) -> No
 
 
 def test_it_waits_for_nobody(project: Project) -> None:
-    project.run(datasets=("fruit",))
+    project.first_run(datasets=("fruit",))
     with project.store.lock("pool.fruit"):
         done = mona(project, "gc", "--yes")
     assert done.returncode == 1

@@ -44,7 +44,7 @@ def test_each_sample_passes_the_model_once_and_a_second_run_runs_nothing(
 def test_new_and_removed_rows_cost_only_themselves(
     project: Project, forwards: ForwardCount
 ) -> None:
-    project.run()
+    project.first_run()
     forwards.take()
     before = codes_by_id(project, "codes.fruit.")
     project.write_rows("fruit", project.rows("fruit")[1:] + sums(300, 2))
@@ -87,7 +87,7 @@ def test_a_row_that_left_is_never_chosen_and_comes_back_for_nothing(
 def test_reordered_file_changes_nothing_downstream(
     project: Project, forwards: ForwardCount
 ) -> None:
-    project.run()
+    project.first_run()
     forwards.take()
     project.write_rows("fruit", project.rows("fruit")[::-1])
     assert project.run().made == ["raw_pool[fruit]"]
@@ -97,7 +97,7 @@ def test_reordered_file_changes_nothing_downstream(
 def test_changed_k_reads_the_token_cache_and_equals_a_fresh_run(
     project: Project, forwards: ForwardCount
 ) -> None:
-    project.run()
+    project.first_run()
     forwards.take()
     project.settings["models"]["tiny"]["k"] = 4
     status = project.status()
@@ -133,7 +133,7 @@ def test_changed_k_reads_the_token_cache_and_equals_a_fresh_run(
 
 
 def test_new_target_encodes_only_its_examples(project: Project, forwards: ForwardCount) -> None:
-    project.run()
+    project.first_run()
     forwards.take()
     project.write_rows("verse_examples", verses(700, 4))
     project.settings["targets"]["rhyming"] = {
@@ -175,7 +175,7 @@ def test_new_target_encodes_only_its_examples(project: Project, forwards: Forwar
 def test_an_edited_entry_makes_stale_only_what_reads_it(
     project: Project, edit: Callable[[dict], None], stale: set[str]
 ) -> None:
-    project.run()
+    project.first_run()
     edit(project.settings)
     status = project.status()
     assert {name for name, state in status.items() if state == "stale"} == stale
@@ -186,7 +186,7 @@ def test_an_edited_entry_makes_stale_only_what_reads_it(
 
 
 def test_relevant_rows_come_first(project: Project) -> None:
-    project.run()
+    project.first_run()
     rows = project.store.read("selection.adding.mona.fruit.tiny").to_pylist()
     texts = project.store.rows(
         "pool.fruit", ["messages"], [row["sample_id"] for row in rows]
@@ -201,7 +201,7 @@ def test_a_test_row_in_the_pool_is_never_chosen(project: Project) -> None:
     near = {**planted, "instruction": "Some twelve other words stand here in front of a basket."}
     project.write_rows("fruit", [planted, near, *project.rows("fruit")])
     project.settings["recipes"]["mona"]["budget"] = {"share": 1.0}
-    project.run()
+    project.first_run()
     chosen = project.store.read("selection.adding.mona.fruit.tiny")
     texts = project.store.rows("pool.fruit", ["messages"], chosen.column("sample_id").to_pylist())
     prompts = [messages.as_py()[0]["content"] for messages in texts.column("messages")]

@@ -89,7 +89,7 @@ def history(project: Project, tiny_llama: Path) -> Project:
     """Two runs, the second over a grown pool, and a model that was tuned elsewhere."""
     project.settings["datasets"].pop("verse")
     project.settings["recipes"]["mona"]["finetune"] = TINY_FINETUNE
-    project.run(upto="selection")
+    project.first_run(upto="selection")
     project.write_rows("fruit", [*project.rows("fruit"), *sums(200, 12)])
     project.run(upto="selection")
     mona(project, "register", "adding/mona", "--model", str(tiny_llama))

@@ -112,7 +112,7 @@ def eleuther_copy(project: Project, model: str) -> str:
 def test_a_pretrained_sae_is_read_and_a_layer_off_by_one_is_seen(
     project: Project, layer: int, fits: bool
 ) -> None:
-    project.run(datasets=("fruit",), upto="sae_codes")
+    project.first_run(datasets=("fruit",), upto="sae_codes")
     loaded = json.loads(json.dumps(project.settings["models"]["tiny"]))
     loaded["layer"] = layer
     loaded["sae"] = {
@@ -144,7 +144,7 @@ def test_a_pretrained_sae_is_read_and_a_layer_off_by_one_is_seen(
 
 
 def test_a_pinned_sae_is_judged_on_the_rows_just_added(project: Project) -> None:
-    project.run(datasets=("fruit",), upto="sae_codes")
+    project.first_run(datasets=("fruit",), upto="sae_codes")
     assert last_check(project, SAE_CODES, "explains_new_rows", "fruit|tiny").passed
     old = set(codes_by_id(project, "codes.fruit."))
     project.settings["models"]["tiny"]["sae"]["max_fvu"] = 0.01
@@ -178,7 +178,7 @@ def test_codes_stay_readable_by_polars(project: Project) -> None:
     """What a user does with the store, without this project's code."""
     import polars as pl
 
-    project.run(datasets=("fruit",), upto="sae_codes")
+    project.first_run(datasets=("fruit",), upto="sae_codes")
     table = project.store.open(project.table("codes.fruit.")).to_arrow()
     frame = pl.DataFrame(table)
     sums_of_values = frame.select(pl.col("values").cast(pl.List(pl.Float32)).list.sum())

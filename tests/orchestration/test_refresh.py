@@ -67,7 +67,7 @@ class Daemon:
 
 @pytest.fixture
 def daemon(project: Project) -> Daemon:
-    project.run()
+    project.first_run()
     return Daemon(project)
 
 
@@ -204,7 +204,7 @@ def test_schedules_are_off_by_default_and_request_their_dataset(project: Project
 
 
 def test_an_edited_schedule_makes_nothing_stale(project: Project) -> None:
-    project.run()
+    project.first_run()
     project.settings["datasets"]["fruit"]["refresh"] = "0 3 * * *"
     assert set(project.status().values()) == {"fresh"}
 

@@ -28,7 +28,7 @@ def overlapping(project: Project) -> Project:
         {"name": "second", "path": "second.jsonl", "licence": "MIT"}
     )
     project.write_rows("second", sums(20, 50))  # 40 of them are in the first source too
-    project.run()
+    project.first_run()
     return project
 
 
