@@ -68,7 +68,7 @@ class Project:
     def copied_to(self, folder: Path) -> Project:
         """The same, files and store, in another folder."""
         shutil.copytree(self.root, folder, dirs_exist_ok=True)
-        return Project(folder, copy.deepcopy(self.settings), self.made_once)
+        return Project(folder, copy.deepcopy(self.settings), self.file, self.made_once)
 
     @property
     def config_path(self) -> Path:
