@@ -9,7 +9,7 @@ scores and reasons are left, and what stood on the samples is tainted until it i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from orchestration.withdrawal_tables import (
 )
 from resources.exports import Exports
 from resources.purge import versions
-from resources.records import Records
+from resources.records import Record, Records
 from resources.store import Store
 from resources.withdrawals import Withdrawal, Withdrawals
 
@@ -60,10 +60,10 @@ class Preview:
 
 
 def of_samples(
-    ids: Iterable[str], reason: str, config: Config, records: Records, store: Store
+    ids: Iterable[str], reason: str, config: Config, store: Store, known: Mapping[str, Record]
 ) -> Withdrawal:
-    """The withdrawal of samples; nothing is changed yet. RequestError naming the ids that were
-    never in a pool or among a target's rows."""
+    """The withdrawal of samples; nothing is changed yet. known: every record by digest.
+    RequestError naming the ids that were never in a pool or among a target's rows."""
     asked = sorted(set(ids))
     if not asked:
         raise RequestError("no sample id is given")
@@ -74,7 +74,6 @@ def of_samples(
     examples = in_tables(store, "target", asked)
     found = {key for ids in (*samples.values(), *examples.values()) for key in ids}
     found |= {key for withdrawal in Withdrawals(config.home).all() for key in withdrawal.all_ids}
-    known = readable(records)
     # A pool's old version may be gone while the subset chosen from it is kept.
     for use in uses_of_samples(known, store, [key for key in asked if key not in found]):
         dataset = use.subset.partition("[")[2].partition("|")[0]
@@ -97,7 +96,7 @@ def of_samples(
 
 
 def of_source(
-    source: str, reason: str, config: Config, records: Records, store: Store
+    source: str, reason: str, config: Config, store: Store, known: Mapping[str, Record]
 ) -> Withdrawal:
     """The withdrawal of a source, or of one label NAME/folder: its pair leaves every row, and a
     row goes when its last pair does. RequestError for a source that no pool ever had."""
@@ -134,7 +133,7 @@ def of_source(
         source=source,
         datasets=tuple(sorted(touched)),
         samples=samples,
-        tainted=standing_on(readable(records), store, samples, {}),
+        tainted=standing_on(known, store, samples, {}),
     )
 
 
@@ -196,14 +195,14 @@ def finish_pending(
         carry_out(found, config, definitions, instance, records, store)
 
 
-def _noted(config: Config, name: str) -> Withdrawal:
+def _noted(config: Config, name: str, _: Mapping[str, Record]) -> Withdrawal:
     found = Withdrawals(config.home).get(name)
     assert found is not None
     return found
 
 
 def carry_out(
-    asked: Callable[[], Withdrawal],
+    asked: Callable[[Mapping[str, Record]], Withdrawal],
     config: Config,
     definitions: dg.Definitions,
     instance: dg.DagsterInstance,
@@ -212,12 +211,14 @@ def carry_out(
 ) -> Report:
     """Removes what a withdrawal names, everywhere; asked again it completes what is left.
 
-    `asked` is called once nothing else is at work: what a run that ends meanwhile made of the
-    samples is found too. WorkError when a run is at work, when Dagster's history is in use, or
-    when the configured webhook did not take the notice (the withdrawal is complete then).
+    `asked` is called, with every record by digest, once nothing else is at work: what a run that
+    ends meanwhile made of the samples is found too. WorkError when a run is at work, when Dagster's
+    history is in use, or when the configured webhook did not take the notice (the withdrawal is
+    complete then).
     """
     with alone(config, instance, store, "withdrawal") as stay_alone:
-        withdrawal = asked()
+        known = readable(records)
+        withdrawal = asked(known)
         ledger = Withdrawals(config.home)
         if ledger.get(withdrawal.name) is None:
             ledger.open(withdrawal)
@@ -229,7 +230,7 @@ def carry_out(
         _clear_wheels(config, withdrawal)
         clean_exports(config, withdrawal, report)
         report.history = scrub(Path(dagster_home(config)), withdrawal.all_ids, traces)
-        clean_tables(withdrawal, records, store, traces, report)
+        clean_tables(withdrawal, records, known, store, traces, report)
         tainted = mark(instance, definitions, records)
         report.tainted = [a for a in tainted if a in withdrawal.tainted.values()]
         ledger.close(

@@ -14,11 +14,10 @@ import pyarrow as pa
 
 from mona.pool import Withdrawn, row_digest
 from mona.traces import BLANK, Traces
-from orchestration.taints import readable
 from orchestration.verify import audited
 from orchestration.withdrawal_report import Report
 from resources.purge import Cut, remove_rest, rewrite, rows_ever, rows_with, versions
-from resources.records import Records, seal_at
+from resources.records import Record, Records, seal_at
 from resources.store import Store
 from resources.tables import TableKind, Whose, kind_of, tables_about
 from resources.withdrawals import Withdrawal
@@ -148,10 +147,15 @@ def _labels(store: Store, name: str) -> set[str]:
 
 
 def clean_tables(
-    withdrawal: Withdrawal, records: Records, store: Store, traces: Traces, report: Report
+    withdrawal: Withdrawal,
+    records: Records,
+    known: dict[str, Record],
+    store: Store,
+    traces: Traces,
+    report: Report,
 ) -> None:
-    """Writes every table anew without what goes, and amends the records that name it."""
-    known = readable(records)
+    """Writes every table anew without what goes, and amends the records that name it, in `known`
+    (every record by digest) too."""
     kept = {digest for digest, _ in audited(known, records.pointers().values())}
     for name, kind, cut in cuts(store, withdrawal, traces, report):
         pinned = [digest for digest in kept if name in known[digest].tables]
