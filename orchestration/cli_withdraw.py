@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from orchestration.terminal import config_option, json_option
 
 if TYPE_CHECKING:
     from orchestration.withdrawal import Preview
+    from resources.records import Record
     from resources.withdrawals import Withdrawal
 
 
@@ -53,6 +54,7 @@ def withdraw(
     if not reason.strip():
         raise RequestError("--reason: is empty")
     from orchestration.definitions import build_resources
+    from orchestration.taints import readable
     from orchestration.withdrawal import of_samples, of_source, preview
 
     resources = build_resources(config)
@@ -62,9 +64,9 @@ def withdraw(
         if source is not None
         else partial(of_samples, _read_ids(Path(listed)) if listed is not None else samples)
     )
-    find = partial(asked, reason, config, records, store)
+    find = partial(asked, reason, config, store)
     if dry_run or not yes:
-        found = preview(find(), config, records, store)
+        found = preview(find(readable(records)), config, records, store)
         if dry_run and as_json:
             click.echo(json.dumps(asdict(found)))
             return
@@ -92,7 +94,10 @@ def _show_preview(found: Preview) -> None:
 
 
 def _carry_out(
-    config: Config, resources: dict[str, Any], find: Callable[[], Withdrawal], as_json: bool
+    config: Config,
+    resources: dict[str, Any],
+    find: Callable[[Mapping[str, Record]], Withdrawal],
+    as_json: bool,
 ) -> None:
     from orchestration.definitions import build_definitions
     from orchestration.home import open_instance

@@ -180,6 +180,23 @@ def test_a_withdrawal_is_shown_first_and_nobody_to_ask_is_refused(
     assert again["tables"] == {}
 
 
+def test_a_withdrawal_reads_every_record_once(
+    one: Project, mona: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    body = Records.body
+    monkeypatch.setattr(Records, "body", lambda self, d: read.append(d) or body(self, d))
+    sample = chosen(one)
+    there = records_of(one).digests()
+    mona(one, "withdraw", "--yes", "--sample", sample, "--reason", "asked")
+    amended = records_of(one).amended()
+    steps = sum(len(records_of(one).amendment(digest).steps) for digest in amended)  # type: ignore[union-attr]
+    assert amended
+    # Once, and again only what it has just amended.
+    assert set(read) == set(there)
+    assert len(read) <= len(there) + steps
+
+
 def test_no_export_keeps_a_withdrawal_from_its_end(
     one: Project, mona: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +257,8 @@ def test_no_export_keeps_a_withdrawal_from_its_end(
     assert "early" not in by_hand
     for path in (trainer / "trainer.json", late):
         assert sample not in path.read_text()
-    assert one.run().made  # nothing stands in its way
+    one.settings["recipes"]["mona"].pop("finetune")
+    assert one.run(upto="raw_pool").made == ["raw_pool[fruit]"]  # nothing stands in its way
 
 
 def note_of(project: Project, file: Path) -> Path:
@@ -360,7 +378,8 @@ def delete(project: Project, table: str) -> str:
 
 def overwrite(project: Project, table: str) -> str:
     rows = project.store.read(table)
-    other = rows.set_column(1, rows.schema.field(1), rows.column(1).take(pa.array([1, 0, 2, 3])))
+    values = pa.array([list(reversed(v)) for v in rows.column("values").to_pylist()])
+    other = rows.set_column(1, "values", values.cast(rows.schema.field("values").type))
     project.store.replace(table, other.to_batches(), project.store.open(table).schema)
     return table
 
@@ -473,13 +492,8 @@ def test_a_damaged_table_is_named_with_what_to_do(one: Project) -> None:
     one.settings["recipes"]["mona"]["budget"] = {"count": 9}  # so that a step reads the codes
     whole = {path: path.read_bytes() for path in (newest, data)}
     advice = f"restore {folder} from a backup, or delete that folder"
-    for path, damaged in (
-        (newest, None),
-        (newest, whole[newest][:-20]),
-        (newest, b""),
-        (data, whole[data][:200] + bytes([whole[data][200] ^ 1]) + whole[data][201:]),
-        (data, whole[data][:-9]),
-    ):
+    flipped = whole[data][:200] + bytes([whole[data][200] ^ 1]) + whole[data][201:]
+    for path, damaged in ((newest, None), (newest, whole[newest][:-20]), (data, flipped)):
         path.unlink() if damaged is None else path.write_bytes(damaged)
         with pytest.raises(WorkError) as error:
             one.run()

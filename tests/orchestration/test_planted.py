@@ -11,7 +11,9 @@ from lance.file import LanceFileReader
 
 from mona.pool import POOL_SCHEMA
 from mona.traces import BLANK
-from orchestration.withdrawal import Report, _clean_tables, _traces
+from orchestration.taints import readable
+from orchestration.withdrawal_report import Report
+from orchestration.withdrawal_tables import clean_tables, traces_of
 from resources.records import Record, Records, sealed
 from resources.store import Store
 from resources.tables import KINDS, TableKind
@@ -80,7 +82,7 @@ def withdrawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str
         examples={"adding": [GONE["target"]]},
     )
     report = Report(asked.name, 2)
-    _clean_tables(asked, records, store, _traces(store, asked, report), report)
+    clean_tables(asked, records, readable(records), store, traces_of(store, asked, report), report)
     return store, before, report
 
 
@@ -118,7 +120,7 @@ def test_a_table_that_nobody_declared_is_left_to_a_person(withdrawn: Any) -> Non
     asked = Withdrawal("again", ids=("aa",), samples={"fruit": ["aa"]})
     report = Report(asked.name, 1)
     records = Records(home=store.home)
-    _clean_tables(asked, records, store, _traces(store, asked, report), report)
+    clean_tables(asked, records, readable(records), store, traces_of(store, asked, report), report)
     assert "table of a kind that is not declared: notes.fruit" in report.by_hand
 
 
@@ -135,7 +137,7 @@ def test_what_became_no_sample_goes_with_its_source(tmp_path: Path) -> None:
     digest = records.publish(Record("raw_pool[x]", "v", tables={"quarantine.fruit": sealed_then}))
     asked = Withdrawal("licence", source="notes", datasets=("fruit",))
     report = Report(asked.name, 0)
-    _clean_tables(asked, records, store, _traces(store, asked, report), report)
+    clean_tables(asked, records, readable(records), store, traces_of(store, asked, report), report)
     now = on_disk(store, "quarantine.fruit")
     assert "of notesbook" in now
     assert "of other" in now

@@ -20,7 +20,7 @@ import zstandard
 from assets.keys import label, selection
 from mona.errors import RequestError, WorkError
 from mona.sample import from_records
-from orchestration import cli, scrub, withdrawal
+from orchestration import cli, scrub, withdrawal, withdrawal_tables
 from orchestration.definitions import build_resources
 from orchestration.home import open_instance
 from orchestration.lineage import uses_of_origin, uses_of_sample
@@ -270,7 +270,7 @@ def test_a_withdrawal_cut_short_is_completed(
 ) -> None:
     first, second = chosen(one), chosen(one, 2)
     texts = {sample: turns(one, sample) for sample in (first, second)}
-    whole = withdrawal.remove_rest
+    whole = withdrawal_tables.remove_rest
 
     for stage in ("scrub", "rewrite", "remove_rest"):
 
@@ -278,7 +278,7 @@ def test_a_withdrawal_cut_short_is_completed(
             raise WorkError("the power failed")
 
         with monkeypatch.context() as patch:
-            patch.setattr(withdrawal, stage, die)
+            patch.setattr(withdrawal if stage == "scrub" else withdrawal_tables, stage, die)
             with pytest.raises(WorkError, match="the power failed"):
                 mona("withdraw", "--yes", "--sample", first, "--reason", "asked")
         assert "pool" in search(one.root, first, texts[first])
@@ -295,7 +295,7 @@ def test_a_withdrawal_cut_short_is_completed(
         whole(store, name, moved)
 
     with monkeypatch.context() as patch:
-        patch.setattr(withdrawal, "remove_rest", die_late)
+        patch.setattr(withdrawal_tables, "remove_rest", die_late)
         with pytest.raises(WorkError, match="the power failed"):
             mona("withdraw", "--yes", "--sample", second, "--reason", "asked")
     assert "pool" in search(one.root, second, texts[second])
@@ -358,8 +358,8 @@ def withdraw_and_die(config: str, sample: str, place: Place) -> None:
 
         Records.amend = once
     else:
-        rest = withdrawal.remove_rest
-        withdrawal.remove_rest = lambda store, name, moved: (
+        rest = withdrawal_tables.remove_rest
+        withdrawal_tables.remove_rest = lambda store, name, moved: (
             die() if name == "pool.fruit" else rest(store, name, moved)
         )
     sys.argv = [
