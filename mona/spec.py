@@ -35,7 +35,10 @@ Slug = Annotated[
 
 
 def _from_base(path: str, info: ValidationInfo) -> str:
-    expanded = Path(path).expanduser()
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"no home folder is known for '{Path(path).parts[0]}'") from error
     base = (info.context or {}).get("base")
     return str(expanded if base is None else Path(base) / expanded)
 

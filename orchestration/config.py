@@ -19,6 +19,8 @@ from mona.spec import DatasetSpec, LocalPath, ModelSpec, RecipeSpec, Slug, Spec,
 from resources.engine import EngineSpec
 
 CONFIG_VARIABLE = "MONA_CONFIG"
+# A table's name holds up to four names beside its kind; a file's name has at most 255 bytes.
+_MOST_LETTERS = 180
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -63,20 +65,32 @@ class Config(Spec):
         """The root URI, or an absolute folder."""
         if "://" in self.store.root:
             return self.store.root
-        return str((self.path.parent / Path(self.store.root).expanduser()).resolve())
+        try:
+            return str((self.path.parent / Path(self.store.root).expanduser()).resolve())
+        except (OSError, RuntimeError) as error:  # an unknown user, or links in a circle
+            raise RequestError(f"{self.path}: store.root: {self.store.root}: {error}") from error
 
     @property
     def home(self) -> Path:
         """The local folder for Dagster's history, prepared models, locks and scratch."""
         if self.store.home is not None:
-            return Path(self.store.home).resolve()
+            try:
+                return Path(self.store.home).resolve()
+            except (OSError, RuntimeError) as error:
+                raise RequestError(f"{self.path}: store.home: {error}") from error
         if "://" in self.store.root:
             raise RequestError(f"{self.path}: store.home: needed when store.root is a URI")
         return Path(self.store_root)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice instead of keeping the last."""
+    """A safe loader that refuses a key given twice instead of keeping the last, and expands
+    environment variables in keys and values: not in comments, and never into more than a value."""
+
+    def compose_scalar_node(self, anchor: dict[Any, yaml.Node]) -> yaml.ScalarNode:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event.value = _expanded(event.value, event.start_mark.line + 1)
+        return super().compose_scalar_node(anchor)  # type: ignore[no-any-return, no-untyped-call]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -91,11 +105,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _expand_variables(text: str) -> str:
+def _expanded(text: str, line: int) -> str:
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in os.environ:
-            line = text.count("\n", 0, match.start()) + 1
             raise RequestError(f"line {line}: the environment variable {name} is not set")
         return os.environ[name]
 
@@ -125,6 +138,34 @@ def _check_names(config: Config) -> None:
                 f"datasets.{dataset_name}.subsample.tokenizer: "
                 f"no model is called '{subsample.tokenizer}'"
             )
+
+
+def _check_lengths(config: Config) -> None:
+    kinds = ("targets", "recipes", "datasets", "models")
+    longest = {kind: max(getattr(config, kind), key=len) for kind in kinds}
+    letters = sum(map(len, longest.values()))
+    if letters > _MOST_LETTERS:
+        names = ", ".join(f"{kind}.{name}" for kind, name in longest.items())
+        raise RequestError(
+            f"{names}: {letters} letters together, at most {_MOST_LETTERS} make a file's name"
+        )
+
+
+def _check_store(config: Config) -> None:
+    """RequestError where root or home can't be a folder."""
+    if "?" in config.store_root:
+        # LanceDB takes what follows for a query, and writes elsewhere.
+        raise RequestError(f"store.root: {config.store.root}: '?' can't be in its name")
+    local = {"store.home": config.home}
+    if "://" not in config.store_root:
+        local["store.root"] = Path(config.store_root)
+    for key, path in local.items():
+        for part in (path, *path.parents):
+            try:
+                if not part.is_dir() and (part.exists() or part.is_symlink()):
+                    raise RequestError(f"{key}: {part} is no folder")
+            except OSError as error:
+                raise RequestError(f"{key}: {part}: {error.strerror}") from error
 
 
 def _check_crons(config: Config) -> None:
@@ -157,11 +198,13 @@ def load_config(path: str | Path | None = None) -> Config:
         raise RequestError(f"{file}: not UTF-8 (byte {error.start})") from error
     try:
         # The loader derives from SafeLoader: it builds plain values only.
-        raw = yaml.load(_expand_variables(text), Loader=_UniqueKeyLoader)
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)
         if not isinstance(raw, dict):
             raise RequestError("not a mapping of store, datasets, models, targets, recipes")
         config = Config.model_validate({**raw, "path": file}, context={"base": file.parent})
         _check_names(config)
+        _check_lengths(config)
+        _check_store(config)
         _check_crons(config)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0

@@ -25,7 +25,7 @@ from orchestration.checks import build_checks
 from orchestration.config import Config, load_config
 from orchestration.home import build_executor
 from orchestration.notices import build_failure_sensor
-from orchestration.refresh import build_schedules
+from orchestration.refresh import build_follow_up_sensor, build_schedules
 from orchestration.sensors import build_entry_sensor, build_hub_sensor
 from resources.engine import Engine
 from resources.models import Models
@@ -72,12 +72,13 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
     return dg.Definitions(
         assets=[
             *build_entries(config.datasets, config.models, config.targets, partitions),
-            *(with_automation(asset, config) for asset in made),
+            *with_automation(made, config),
         ],
         asset_checks=build_checks(config, partitions),
         sensors=[
             build_entry_sensor(config),
             build_condition_sensor(config),
+            build_follow_up_sensor(config),
             *build_hub_sensor(config),
             *build_failure_sensor(config),
         ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +71,29 @@ class Models(dg.ConfigurableResource):
     def _encoder_fields(self, model: ModelSpec) -> dict[str, Any]:
         return {
             "layer": model.layer,
-            "dtype": resolve_dtype(model.dtype, resolve_device(self.device)),
+            "dtype": self._dtype(model),
             "template": model.template,
             "max_length": model.max_length,
             "tokens": model.tokens.model_dump(mode="json"),
         }
+
+    def _dtype(self, model: ModelSpec) -> str:
+        """The dtype that is computed in. What `auto` meant where the home was first used stays:
+        another machine over the same home must not encode every pool anew unasked."""
+        here = resolve_dtype(model.dtype, resolve_device(self.device))
+        if model.dtype != "auto":
+            return here
+        noted = Path(self.home) / "auto_dtype"
+        if not noted.exists():
+            noted.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(noted, here)
+        first = noted.read_text(encoding="ascii").strip()
+        if first != here:
+            _say_once(
+                f"dtype: auto is {first}, as where {self.home} was first used; here it would "
+                f"be {here}: name it in the model's entry to encode anew"
+            )
+        return first
 
     def folder(self, name: str, given: LanguageModel) -> Path:
         """A local folder with config, safetensors and tokenizer; prepared once."""
@@ -182,7 +201,7 @@ class Models(dg.ConfigurableResource):
         return (
             self.folder(name, model.language_model),
             model.layer,
-            resolve_dtype(model.dtype, resolve_device(self.device)),
+            self._dtype(model),
             resolve_device(self.device),
             model.template,
             model.tokens,
@@ -248,6 +267,11 @@ class Models(dg.ConfigurableResource):
         write_whole(target / "record.json", json.dumps({"digest": digest, **record}, indent=1))
         write_whole(target.parent / "current", digest)
         return digest
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @functools.lru_cache(maxsize=1)
