@@ -156,9 +156,9 @@ def _check_store(config: Config) -> None:
     if "?" in config.store_root:
         # LanceDB takes what follows for a query, and writes elsewhere.
         raise RequestError(f"store.root: {config.store.root}: '?' can't be in its name")
-    local = {"store.home": config.home}
-    if "://" not in config.store_root:
-        local["store.root"] = Path(config.store_root)
+    local = {} if "://" in config.store_root else {"store.root": Path(config.store_root)}
+    if config.store.home is not None or not local:
+        local["store.home"] = config.home
     for key, path in local.items():
         for part in (path, *path.parents):
             try:
