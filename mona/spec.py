@@ -40,8 +40,8 @@ def _from_base(path: str, info: ValidationInfo) -> str:
         raise ValueError("holds a zero byte")
     try:
         expanded = Path(path).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        raise ValueError(f"no home folder is known for '{Path(path).parts[0]}'") from error
     base = (info.context or {}).get("base")
     return str(expanded if base is None else Path(base) / expanded)
 

@@ -20,6 +20,8 @@ from mona.spec import DatasetSpec, LocalPath, ModelSpec, RecipeSpec, Slug, Spec,
 from resources.engine import EngineSpec
 
 CONFIG_VARIABLE = "MONA_CONFIG"
+# A table's name holds up to four names beside its kind; a file's name has at most 255 bytes.
+_MOST_LETTERS = 180
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -64,13 +66,19 @@ class Config(Spec):
         """The root URI, or an absolute folder."""
         if "://" in self.store.root:
             return self.store.root
-        return str((self.path.parent / Path(self.store.root).expanduser()).resolve())
+        try:
+            return str((self.path.parent / Path(self.store.root).expanduser()).resolve())
+        except (OSError, RuntimeError) as error:  # an unknown user, or links in a circle
+            raise RequestError(f"{self.path}: store.root: {self.store.root}: {error}") from error
 
     @property
     def home(self) -> Path:
         """The local folder for Dagster's history, prepared models, locks and scratch."""
         if self.store.home is not None:
-            return Path(self.store.home).resolve()
+            try:
+                return Path(self.store.home).resolve()
+            except (OSError, RuntimeError) as error:
+                raise RequestError(f"{self.path}: store.home: {error}") from error
         if "://" in self.store.root:
             raise RequestError("store.home: is needed where store.root is a URI")
         return Path(self.store_root)
@@ -225,13 +233,37 @@ def _name_faults(config: Config) -> Iterator[str]:
             )
 
 
+def _length_faults(config: Config) -> Iterator[str]:
+    kinds = ("targets", "recipes", "datasets", "models")
+    longest = {kind: max(getattr(config, kind), key=len, default="") for kind in kinds}
+    letters = sum(map(len, longest.values()))
+    if letters > _MOST_LETTERS:
+        names = ", ".join(f"{kind}.{name}" for kind, name in longest.items())
+        yield f"{names}: {letters} letters together, at most {_MOST_LETTERS} make a file's name"
+
+
 def _place_faults(config: Config) -> Iterator[str]:
+    """What keeps root or home from being a folder."""
+    if "?" in config.store.root:
+        # LanceDB takes what follows for a query, and writes elsewhere.
+        yield f"store.root: {config.store.root}: '?' can't be in its name"
     try:
-        _ = config.store_root, config.home
+        local = {} if "://" in config.store_root else {"store.root": Path(config.store_root)}
+        if config.store.home is not None or not local:
+            local["store.home"] = config.home
     except RequestError as error:
         yield str(error)
+        return
     except (RuntimeError, ValueError, OSError) as error:  # ~nobody, a zero byte, a loop of links
         yield f"store: {' '.join(str(error).split())}"
+        return
+    for key, path in local.items():
+        for part in (path, *path.parents):
+            try:
+                if not part.is_dir() and (part.exists() or part.is_symlink()):
+                    yield f"{key}: {part} is no folder"
+            except OSError as error:
+                yield f"{key}: {part}: {error.strerror}"
 
 
 def _cron_faults(config: Config) -> Iterator[str]:
@@ -267,7 +299,8 @@ def load_config(path: str | Path | None = None) -> Config:
     try:
         raw = _parsed(text)
         config = Config.model_validate({**raw, "path": file}, context={"base": file.parent})
-        faults = [*_name_faults(config), *_cron_faults(config), *_place_faults(config)]
+        checks = (_name_faults, _length_faults, _place_faults, _cron_faults)
+        faults = [fault for check in checks for fault in check(config)]
     except ValidationError as error:
         faults = _lines(error)
     except RequestError as error:
