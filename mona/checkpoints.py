@@ -43,6 +43,8 @@ _DECIDING_PATTERNS = (
     "config.json",
     *TOKENIZER_FILES,
 )
+_LFS_POINTER = b"version https://git-lfs"
+POINTER_FAULT = "a git LFS pointer, not the file itself: run 'git lfs pull' in its repository"
 
 
 def deciding_files(folder: Path) -> list[Path]:
@@ -91,6 +93,22 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
+def is_pointer(path: Path) -> bool:
+    """Whether the file is git LFS' note of where its content would be."""
+    with path.open("rb") as stream:
+        return stream.read(len(_LFS_POINTER)) == _LFS_POINTER
+
+
+def gguf_faults(gguf: Path) -> list[str]:
+    """What the file's first bytes show, a line each: that it is missing, or no GGUF file."""
+    if not gguf.is_file():
+        return [f"{gguf}: no such file"]
+    if is_pointer(gguf):
+        return [f"{gguf}: {POINTER_FAULT}"]
+    with gguf.open("rb") as stream:
+        return [] if stream.read(4) == b"GGUF" else [f"{gguf}: not a GGUF file"]
+
+
 def prepare_gguf(gguf: Path, out: Path) -> None:
     """Write the model and tokenizer inside the file `gguf` as the model folder `out`.
 
@@ -100,12 +118,9 @@ def prepare_gguf(gguf: Path, out: Path) -> None:
     meanwhile, that one stays. Raises RequestError if the file is missing or is no GGUF model
     that the library reads, WorkError naming the tensor if a weight is not finite.
     """
-    if not gguf.is_file():
-        raise RequestError(f"{gguf}: no such file")
-    with gguf.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise RequestError(f"{gguf}: not a GGUF file")
-
+    faults = gguf_faults(gguf)
+    if faults:
+        raise RequestError(faults[0])
     quiet_transformers()
     try:
         model, tokenizer, missing = _read_gguf(gguf)

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mona.checkpoints import deciding_files, quiet_transformers
+from mona.checkpoints import POINTER_FAULT, deciding_files, is_pointer, quiet_transformers
 from mona.errors import RequestError, sentence
 
 CONFIG_FILE = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(slots=True)
@@ -108,12 +107,9 @@ def file_faults(folder: Path) -> list[str]:
         files = deciding_files(folder)
     except RequestError as error:
         return [str(error)]
-    pointers = [path for path in files if _is_pointer(path)]
+    pointers = [path for path in files if path.is_file() and is_pointer(path)]
     if pointers:
-        return [
-            f"{path}: a git LFS pointer, not the file itself: run 'git lfs pull' in its repository"
-            for path in pointers
-        ]
+        return [f"{path}: {POINTER_FAULT}" for path in pointers]
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         weights = _weight_files(folder)
@@ -142,21 +138,14 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
     if not path.is_file():
         raise RequestError(f"{path} is missing")
-    if _is_pointer(path):
-        raise RequestError(f"{path}: a git LFS pointer, not the file itself: run 'git lfs pull'")
+    if is_pointer(path):
+        raise RequestError(f"{path}: {POINTER_FAULT}")
     try:
         with safe_open(path, framework="numpy") as stored:
             names = stored.keys()  # it can't be iterated over itself
             return {name: list(stored.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise RequestError(f"{path} is damaged: {sentence(error)}") from error
-
-
-def _is_pointer(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -113,8 +113,20 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+def _sae_lens() -> Any:
+    """The library's SAE class. RequestError where it is not installed."""
+    try:
+        from sae_lens import SAE
+    except ImportError as error:
+        raise RequestError(
+            "SAEs in sae-lens' format need the optional group 'sae-lens': "
+            "pip install 'mona-select[sae-lens]'"
+        ) from error
+    return SAE
+
+
 def _release(release: str, sae_id: str, what: str) -> tuple[Any, dict[str, Any]]:
-    from sae_lens import SAE
+    SAE = _sae_lens()
     from sae_lens.loading.pretrained_sae_loaders import (
         NAMED_PRETRAINED_SAE_LOADERS,
         get_conversion_loader_name,
@@ -131,7 +143,7 @@ def _release(release: str, sae_id: str, what: str) -> tuple[Any, dict[str, Any]]
 
 
 def _sae_lens_folder(folder: Path) -> tuple[Any, dict[str, Any]]:
-    from sae_lens import SAE
+    SAE = _sae_lens()
     from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
 
     def load(converter: Callable[..., Any]) -> Any:

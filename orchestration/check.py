@@ -8,17 +8,19 @@ function in `CHECKS`. What a value may be is `mona.spec`; what names mean each o
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from mona.checkpoints import gguf_faults
 from mona.containers import BadRow, read_rows
 from mona.errors import Faults, MonaError
 from mona.files import DataFile
 from mona.formats import FormatError, to_messages
-from mona.spec import LanguageModel, ModelSpec, Source
+from mona.model_check import Inspection, absolute_layer, inspect_model
+from mona.sae_check import sae_faults
+from mona.spec import LanguageModel, Source, views_read
 from mona.targets import read_target
 from orchestration.config import Config
 from resources.models import Models
@@ -182,46 +184,47 @@ def _targets(scope: Scope) -> Iterator[str]:
 
 
 def _models(scope: Scope) -> Iterator[str]:
-    """A model folder that can't be what its entry says."""
+    """What the folders of a model and of its SAE show before any weights are loaded."""
+    mlp = "mlp_topk" in views_read(scope.config.recipes.values())
     for name in scope.models:
         model = scope.config.models[name]
         where = f"models.{name}"
+        found = Inspection()
         try:
             folder = scope.shelf.folder_at_hand(name, model.language_model)
             if folder is not None:
-                yield from (f"{where}: {fault}" for fault in _folder_faults(folder, model))
+                found = inspect_model(
+                    folder,
+                    layer=model.layer,
+                    max_length=model.max_length,
+                    mlp=mlp,
+                    trust_remote_code=model.language_model.trust_remote_code,
+                )
+            elif str(model.language_model.path).endswith(".gguf"):
+                found.faults = gguf_faults(Path(str(model.language_model.path)).expanduser())
+            yield from (f"{where}: {fault}" for fault in found.faults)
         except MonaError as error:
             yield _at(f"{where}.language_model", error)
+        yield from _sae(scope, name, found)
 
 
-def _folder_faults(folder: Path, model: ModelSpec) -> Iterator[str]:
-    """From the files' names and config.json alone."""
-    from mona.checkpoints import deciding_files
-
-    deciding_files(folder)
+def _sae(scope: Scope, name: str, found: Inspection) -> Iterator[str]:
+    """A folder of an SAE that is not there, or does not fit the model that was `found`."""
+    model = scope.config.models[name]
+    load = model.sae.load
+    if load is None or load.path is None:
+        return
+    where = f"models.{name}.sae.load"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        blocks = int(config["num_hidden_layers"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return  # left to who loads it
-    layer = model.layer if model.layer >= 0 else blocks + 1 + model.layer
-    if not 1 <= layer <= blocks:
-        yield (f"layer {model.layer} is outside the model: 1 to {blocks}, or {-blocks} to -1")
-
-
-def _saes(scope: Scope) -> Iterator[str]:
-    """A folder of an SAE that is not there."""
-    for name in scope.models:
-        load = scope.config.models[name].sae.load
-        if load is None or load.path is None:
-            continue
-        where = f"models.{name}.sae.load"
-        try:
-            folder = scope.shelf.sae_folder(load, where)
-            if folder is not None and load.subfolder and not (folder / load.subfolder).is_dir():
-                yield f"{where}.subfolder: no folder at {folder / load.subfolder}"
-        except MonaError as error:
-            yield _at(where, error)
+        folder = scope.shelf.sae_folder(load, where)
+        if folder is not None and load.subfolder and not (folder / load.subfolder).is_dir():
+            yield f"{where}.subfolder: no folder at {folder / load.subfolder}"
+            return
+        layer = absolute_layer(model.layer, found.blocks) if found.blocks else None
+        for fault in sae_faults(load, folder, found.width or None, layer, model.k):
+            yield f"{where}: {fault}"
+    except MonaError as error:
+        yield _at(where, error)
 
 
 def _bases(scope: Scope) -> Iterator[str]:
@@ -242,4 +245,4 @@ def _at(where: str, error: MonaError) -> str:
     return text if text.startswith(where.partition(".")[0] + ".") else f"{where}: {text}"
 
 
-CHECKS: tuple[Check, ...] = (_extras, _sources, _targets, _models, _saes, _bases)
+CHECKS: tuple[Check, ...] = (_extras, _sources, _targets, _models, _bases)
