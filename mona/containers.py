@@ -19,7 +19,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -96,7 +96,9 @@ def is_known(filename: str) -> bool:
     return _container(filename)[0] is not None
 
 
-def read_rows(file: DataFile, header: Collection[str] | None = None) -> Iterator[RawRow | BadRow]:
+def read_rows(
+    file: DataFile, header: Collection[str] | None = None
+) -> Generator[RawRow | BadRow, None, None]:
     """The rows of `file` in order, streamed: memory holds one row (32 MiB at most), not the file.
 
     (A .json file that is one object is held in memory, 256 MiB at most.) The container is told
@@ -117,7 +119,7 @@ def read_rows(file: DataFile, header: Collection[str] | None = None) -> Iterator
     return _read(file, reader, codec, header)
 
 
-_Rows = Iterator[RawRow | BadRow]
+_Rows = Generator[RawRow | BadRow, None, None]
 
 
 class _Reader(Protocol):

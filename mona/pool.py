@@ -9,11 +9,11 @@ duplicates are merged.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,27 +158,44 @@ def account(dataset: str, accounts: Mapping[str, Any]) -> str:
 
 
 def head_faults(source: PoolSource, rows: int = 20) -> list[str]:
-    """A line for each file of a source whose first rows give no sample, and why: a pointer or a
-    web page in its place, an unknown format, a wrong configuration. Reads heads only."""
-    found = []
+    """Why the pool will be refused, as far as the first rows of a source's files tell: a line
+    for each file that is lost or gives no row, and one where no file's first rows give any."""
+    certain, doubtful = [], []
+    usable = False
     for part in source.inputs:
         if not isinstance(part, DataFile):
             continue
-        first: BadRow | None = None
         try:
-            for row in itertools.islice(_raw_rows(part, source.source), rows):
-                bad = _read_row(row, source.source)
-                if not isinstance(bad, BadRow):
-                    break
-                first = first or bad
-            else:
-                if first is not None:
-                    unknown = first.reason.startswith(UNKNOWN_FIELDS)
-                    advice = f"; {COLUMNS_ADVICE}" if unknown else ""
-                    found.append(f"{first.file}:{first.line}: {first.reason}{advice}")
+            fault, is_certain = _head_fault(part, source.source, rows)
         except RequestError as error:
-            found.append(str(error))
-    return found
+            fault, is_certain = str(error), True
+        usable |= fault is None
+        if fault is not None:
+            (certain if is_certain else doubtful).append(fault)
+    if not usable and doubtful:
+        certain.append(f"{doubtful[0]} (none of the first {rows} rows can be used)")
+    if source.source.allow_partial:
+        return [] if usable else certain[:1]
+    return certain
+
+
+def _head_fault(file: DataFile, source: Source, rows: int) -> tuple[str | None, bool]:
+    """(why none of a file's first rows can be used, or None; whether none of the others can)."""
+    first: BadRow | None = None
+    is_whole = True
+    with closing(read_rows(file, HEADERS.get(source.format))) as found:
+        for number, raw in enumerate(found):
+            if number == rows:
+                is_whole = False
+                break
+            row = _read_row(raw, source)
+            if not isinstance(row, BadRow):
+                return None, False
+            first = first or row
+    if first is None:
+        return None, False
+    advice = f"; {COLUMNS_ADVICE}" if first.reason.startswith(UNKNOWN_FIELDS) else ""
+    return f"{first.file}:{first.line}: {first.reason}{advice}", is_whole
 
 
 def build_pool(

@@ -7,27 +7,25 @@ function in `CHECKS`. What a value may be is `mona.spec`; what names mean each o
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from mona.checkpoints import gguf_faults
-from mona.containers import BadRow, read_rows
 from mona.errors import Faults, MonaError
-from mona.files import DataFile
-from mona.formats import FormatError, to_messages
 from mona.model_check import Inspection, absolute_layer, inspect_model
+from mona.pool import PoolSource, head_faults
 from mona.sae_check import sae_faults
-from mona.spec import LanguageModel, Source, views_read
+from mona.spec import LanguageModel, views_read
 from mona.targets import read_target
 from orchestration.config import Config
 from resources.models import Models
 from resources.sources import Sources
 
-_HEAD_ROWS = 8
-_HEAD_FILES = 25
+_HEAD_ROWS = 20
+_HEAD_FILES = 200
+_SHOWN_FAULTS = 3
 # What a part of the configuration needs installed: (the extra, its modules).
 _FINETUNE = ("finetune", ("trl", "peft", "accelerate"))
 _EVALUATE = ("evaluate", ("lm_eval",))
@@ -131,42 +129,19 @@ def _extras(scope: Scope) -> Iterator[str]:
 
 
 def _sources(scope: Scope) -> Iterator[str]:
-    """Files that are missing, and sources of whose first rows none can be read."""
+    """Files that are missing, lost or give no row, as their first rows tell."""
     for dataset in scope.datasets:
         for source in scope.config.datasets[dataset].sources:
             where = f"datasets.{dataset}.sources.{source.name}"
             try:
                 files = scope.sources.files_at_hand(source, where)
-                fault = _head_fault(source, files)
+                faults = head_faults(PoolSource(source, files[:_HEAD_FILES]), _HEAD_ROWS)
             except MonaError as error:
-                fault = _at(where, error)
-            if fault is not None:
-                yield fault if fault.startswith(where) else f"{where}: {fault}"
-
-
-def _head_fault(source: Source, files: list[DataFile]) -> str | None:
-    """Why no row among the first of the first files can be used; None where one can."""
-    first: str | None = None
-    looked = 0
-    for file in files[:_HEAD_FILES]:
-        try:
-            for row in itertools.islice(read_rows(file), _HEAD_ROWS):
-                looked += 1
-                if isinstance(row, BadRow):
-                    reason = row.reason
-                else:
-                    try:
-                        if to_messages(row.data, source.format, source.preference):
-                            return None
-                        reason = "holds no sample"
-                    except FormatError as error:
-                        reason = str(error)
-                first = first or f"{row.file}:{row.line}: {reason}"
-        except MonaError as error:
-            first = first or str(error)
-    if first is None:
-        return None
-    return first if looked < 2 else f"{first} (none of the first {looked} rows can be used)"
+                yield _at(where, error)
+                continue
+            yield from (f"{where}: {fault}" for fault in faults[:_SHOWN_FAULTS])
+            if len(faults) > _SHOWN_FAULTS:
+                yield f"{where}: {len(faults) - _SHOWN_FAULTS} more files are lost or give no row"
 
 
 def _targets(scope: Scope) -> Iterator[str]:

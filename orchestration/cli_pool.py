@@ -15,7 +15,7 @@ import click
 
 from mona.pool import account
 from orchestration.config import Config, load_config
-from orchestration.terminal import config_option, json_option, only, print_table
+from orchestration.terminal import config_option, json_option, only, print_table, printable
 
 _Rows = Generator[dict[str, Any], None, None]
 
@@ -44,9 +44,10 @@ def show(
     if as_json:
         click.echo(json.dumps(seen, ensure_ascii=False))
         return
-    click.echo(account(name, seen["accounts"]) + ("" if seen["made"] else " (not made yet)"))
+    standing = "" if seen["made"] else " (not made yet)"
+    click.echo(printable(account(name, seen["accounts"]) + standing))
     for fault in seen["faults"]:
-        click.echo(f"mona run would refuse it: {fault}")
+        click.echo(printable(f"mona run would refuse it: {fault}"))
     print_table(seen["sources"], ["source", "samples", "set aside", "nothing reads"], "no source")
     click.echo()
     if set_aside:
@@ -186,5 +187,4 @@ def _first(rows: _Rows, limit: int) -> list[dict[str, Any]]:
 
 def _one_line(messages: list[dict[str, Any]], width: int = 160) -> str:
     text = " | ".join(" ".join(message["content"].split()) for message in messages)
-    text = "".join(mark if mark.isprintable() else "\ufffd" for mark in text[:width])
-    return text + "..." if len(text) == width else text
+    return text if len(text) <= width else f"{text[:width]}..."

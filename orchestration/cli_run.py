@@ -142,8 +142,9 @@ def _show_end(
     seconds: float,
     as_json: bool,
 ) -> None:
-    from orchestration.closing import boards, made_subsets, next_commands
+    from orchestration.closing import boards, made_subsets, next_commands, pool_accounts
 
+    pools = pool_accounts(resources["records"], done.made)
     made = made_subsets(config, resources["records"], resources["store"])
     found = boards(config, instance)
     if as_json:
@@ -152,6 +153,7 @@ def _show_end(
                 {
                     "made": done.made,
                     "fresh": done.fresh,
+                    "pools": pools,
                     "subsets": made,
                     "leaderboards": [asdict(board) for board in found],
                 }
@@ -165,6 +167,8 @@ def _show_end(
     )
     if not done.made:
         return
+    for line in pools:
+        click.echo(printable(line))
     if made:
         click.echo(f"\nsubsets, under {config.store_root}:")
         print_table(made, _SUBSET_COLUMNS, "")

@@ -12,7 +12,8 @@ from typing import Any
 
 import dagster as dg
 
-from assets.keys import evaluations, label, leaderboard, selection, subsets
+from assets.keys import RAW_POOL, evaluations, label, leaderboard, selection, subsets
+from mona.pool import account
 from orchestration.config import Config
 from resources.records import Records
 from resources.store import Store
@@ -52,6 +53,17 @@ def made_subsets(config: Config, records: Records, store: Store) -> list[dict[st
                     }
                 )
     return rows
+
+
+def pool_accounts(records: Records, made: list[str]) -> list[str]:
+    """A line for each pool among the asset partitions just made: what became of its rows."""
+    prefix = f"{label(RAW_POOL)}["
+    lines = []
+    for asset in made:
+        digest = records.current(asset) if asset.startswith(prefix) else None
+        if digest is not None:
+            lines.append(account(asset.removeprefix(prefix)[:-1], records.get(digest).about))
+    return lines
 
 
 def boards(config: Config, instance: dg.DagsterInstance, target: str | None = None) -> list[Board]:

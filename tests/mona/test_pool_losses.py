@@ -180,15 +180,16 @@ def test_a_turn_that_is_not_to_be_learned_keeps_its_mark_in_the_pool(tmp_path: P
     assert all(turn.learn for turn in from_records(old))
 
 
-def test_the_heads_of_files_tell_what_gives_no_sample(tmp_path: Path) -> None:
+def test_the_heads_of_files_tell_what_will_be_refused(tmp_path: Path) -> None:
     files = data_files(
         tmp_path,
         good=lines(row(1)),
-        late=lines(*[{"x": 1}] * 5, row(1)),
-        names=lines(*[{"Frage": "a", "Antwort": "b"}] * 50),
+        late=lines(*[{"x": 1}] * 30, row(1)),
+        names=lines(*[{"Frage": "a", "Antwort": "b"}] * 3),
         pointer="version https://git-lfs.github.com/spec/v1\n",
         void="",
     )
+    # Later rows of `late` may be good: only `good` says that the source is read right.
     names, pointer, void = head_faults(source("s", *files))
     assert names == (
         "names.jsonl:1: no known format has the fields ['Antwort', 'Frage']; "
@@ -196,6 +197,13 @@ def test_the_heads_of_files_tell_what_gives_no_sample(tmp_path: Path) -> None:
     )
     assert pointer.startswith("pointer.jsonl:1: the file is a Git LFS pointer")
     assert void == "void.jsonl: empty file"
+    assert head_faults(source("s", *files, allow_partial=True)) == []
+    (late,) = head_faults(source("s", files[1]))
+    assert late == (
+        "late.jsonl:1: no known format has the fields ['x']; a source's 'columns: {prompt: ..., "
+        "answer: ...}' names its own fields (none of the first 20 rows can be used)"
+    )
+    assert len(head_faults(source("s", *files[2:], allow_partial=True))) == 1
     columns = {"prompt": "Frage", "answer": "Antwort"}
     assert head_faults(source("s", files[2], columns=columns)) == []
     assert head_faults(source("s", hub("h", [1]))) == []
