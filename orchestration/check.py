@@ -20,6 +20,7 @@ from mona.files import DataFile
 from mona.formats import FormatError, to_messages
 from mona.spec import LanguageModel, ModelSpec, Source
 from mona.targets import read_target
+from orchestration.check_templates import templates
 from orchestration.config import Config
 from resources.models import Models
 from resources.sources import Sources
@@ -242,4 +243,4 @@ def _at(where: str, error: MonaError) -> str:
     return text if text.startswith(where.partition(".")[0] + ".") else f"{where}: {text}"
 
 
-CHECKS: tuple[Check, ...] = (_extras, _sources, _targets, _models, _saes, _bases)
+CHECKS: tuple[Check, ...] = (_extras, _sources, _targets, _models, templates, _saes, _bases)
