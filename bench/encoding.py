@@ -157,7 +157,7 @@ def main() -> None:
     engine = Engine(device=config.engine.device)
 
     texts = conversations(given.rounds * given.rows)
-    rows = encoder.renderer.render_batch(texts)
+    rows = [encoder.renderer.render(text) for text in texts]
     gemm = [gemm_rate(encoder, engine.forward_tokens, seconds=2.0)]
     spent = {"plain": 0.0, "ours": 0.0}
     plain_forward(model, rows[:PLAIN_BATCH], entry.layer)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mona.errors import RequestError
+from mona.errors import RequestError, sentence
 from mona.sample import Message, split_reasoning
 from mona.spec import Template
 
@@ -283,7 +283,7 @@ class ChatTemplate:
                 )
             )
         except TemplateSyntaxError as error:
-            raise RequestError(f"the chat template is no Jinja: {_line(error)}") from error
+            raise RequestError(f"the chat template is no Jinja: {sentence(error)}") from error
         except (
             # What a template may raise on purpose, or as the program that it is.
             TemplateError,
@@ -294,7 +294,7 @@ class ChatTemplate:
             TypeError,
             ValueError,
         ) as error:
-            return SetAside(f"the chat template refuses it: {_line(error)}")
+            return SetAside(f"the chat template refuses it: {sentence(error)}")
 
     def _finds_blocks(self) -> bool:
         """Whether the template looks for a `<think>` block within an answer's content."""
@@ -349,11 +349,6 @@ def _source(tokenizer: Any) -> str:
         given = given["default"]
     source = str(given)
     return _FIXED_DATE + source if "strftime_now" in source else source
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines[0].split())
 
 
 def _whole(message: Message) -> _Turn:

@@ -19,6 +19,7 @@ from mona.pool import PoolSource, head_faults
 from mona.sae_check import sae_faults
 from mona.spec import LanguageModel, views_read
 from mona.targets import read_target
+from orchestration.check_templates import templates
 from orchestration.config import Config
 from resources.models import Models
 from resources.sources import Sources
@@ -220,4 +221,4 @@ def _at(where: str, error: MonaError) -> str:
     return text if text.startswith(where.partition(".")[0] + ".") else f"{where}: {text}"
 
 
-CHECKS: tuple[Check, ...] = (_extras, _sources, _targets, _models, _bases)
+CHECKS: tuple[Check, ...] = (_extras, _sources, _targets, _models, templates, _bases)

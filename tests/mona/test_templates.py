@@ -300,8 +300,8 @@ def test_an_answer_that_is_marked_as_not_to_learn_carries_no_loss() -> None:
     ("turns", "reason"),
     [
         ([Message("system", "s"), Message("user", "q")], "refuses it: no system turn here"),
-        ([Message("assistant", "a"), Message("user", "q")], "refuses it: turns must"),
-        ([Message("user", "q"), Message("user", "q")], "refuses it: turns must"),
+        ([Message("assistant", "a"), Message("user", "q")], "refuses it: turns must take turns"),
+        ([Message("user", "q"), Message("user", "q")], "refuses it: turns must take turns"),
     ],
 )
 def test_what_a_template_refuses_is_set_aside_alone(turns: list[Message], reason: str) -> None:
@@ -395,7 +395,7 @@ def test_an_answer_that_ends_with_nothing_is_taught_to_end() -> None:
         ("{{ messages[0].content.nothing.more }}", "in a plain question and answer"),
         ("{{ 1 // 0 }}", "in a plain question and answer"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "drops the contents of a user turn"),
-        ("{{ raise_exception('never\nmind') }}", "refuses it: never, in a plain question"),
+        ("{{ raise_exception('never\nmind') }}", "refuses it: never mind, in a plain question"),
     ],
 )
 def test_faults_of_a_whole_template_are_one_line(template: Any, line: str) -> None:
