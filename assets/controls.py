@@ -64,7 +64,7 @@ def _control(
         ],
         group_name=CONTROLS,
         code_version=fingerprint(
-            code="1", recipe=recipe.model_dump(mode="json", exclude={"finetune"})
+            code="2", recipe=recipe.model_dump(mode="json", exclude={"finetune"})
         ),
         pool=CPU_POOL,
         description=f"The samples control '{recipe_name}' takes, whatever the target.",

@@ -30,7 +30,7 @@ from assets.keys import (
 from assets.pools import GPU_POOL
 from assets.retries import retried
 from assets.step import finished
-from assets.subset import origin_counts, read_subset
+from assets.subset import TEST_ROWS, origin_counts, read_subset
 from mona.errors import WorkError
 from mona.fingerprint import fingerprint
 from mona.sample import from_records
@@ -241,6 +241,7 @@ def _publish(
         target=owner,
         recipe=recipe,
         pool_samples=int(pool.about["rows"]),
+        test_rows=read.record(chosen).about.get(TEST_ROWS, 0),
         finetune=recipe.finetune,
         report=report,
     )

@@ -153,7 +153,7 @@ def _asset_spec(job: _Job) -> dg.AssetSpec:
         ],
         group_name=job.target,
         code_version=fingerprint(
-            code="1", recipe=job.spec.model_dump(mode="json", exclude={"finetune"})
+            code="2", recipe=job.spec.model_dump(mode="json", exclude={"finetune"})
         ),
         description=f"The samples recipe '{job.recipe}' chooses for target '{job.target}'.",
     )

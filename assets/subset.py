@@ -26,6 +26,8 @@ from resources.snapshot import Snapshot
 from resources.table_at import TableAt
 from resources.withdrawals import Withdrawals
 
+# In a subset's record: how many test rows of its targets the pool could be compared with.
+TEST_ROWS = "test rows"
 SUBSET_SCHEMA = pa.schema(
     [
         pa.field("rank", pa.int64(), nullable=False),
@@ -164,11 +166,18 @@ def publish(
             about={
                 "recipe": recipe.model_dump(mode="json", exclude={"finetune"}),
                 "tag": tag,
+                TEST_ROWS: _test_rows(read, inputs or read.inputs),
                 **(about or {}),
             },
             shown=_shown(made, excluded, chosen, pool),
             pinned=True,
         )
+
+
+def _test_rows(read: Snapshot, inputs: Iterable[str]) -> int:
+    """The held-out test rows of all targets whose examples are among the inputs."""
+    targets = [asset.removesuffix("/examples") for asset in inputs if asset.endswith("/examples")]
+    return sum(read.table(label(examples(t)), test_rows_table(t)).count() for t in targets)
 
 
 def _shown(

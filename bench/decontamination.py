@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ def wrappings() -> dict[str, Callable[[str], Row]]:
         ],
         "lower, signs to spaces": lambda question: [without_signs(question.lower(), " "), "B"],
         "lower, without signs": lambda question: [without_signs(question.lower(), ""), "B"],
+        "only letters": lambda question: [re.sub(r"[^\w\s]", " ", question.lower()), "B"],
         "a later turn": lambda question: [
             "You are helpful.",
             "Hello, who are you?",

@@ -58,15 +58,21 @@ def method(recipe: RecipeSpec) -> str:
     return f"Method: {how}, compared with those of the task's examples."
 
 
-def choice(recipe: RecipeSpec, target: str, pool_samples: int) -> dict[str, str]:
-    """The settings of the choice, as rows of a table; a control has no part in some."""
+def choice(recipe: RecipeSpec, target: str, pool_samples: int, test_rows: int) -> dict[str, str]:
+    """The settings of the choice, as rows of a table; a control has no part in some.
+
+    test_rows: how many held-out test rows the pool was compared with.
+    """
     rows = {"selector": recipe.selector, "budget": _budget(recipe.budget)}
     if recipe.selector == "random":
         rows["seed"] = str(recipe.seed)
     if not recipe.is_control:
         compared = {"representation": recipe.representation, "similarity": recipe.similarity}
         rows = {**compared, **rows, "target": target}
-    kept_out = "yes" if recipe.decontaminate else "no"
+    if not recipe.decontaminate:
+        kept_out = "no"
+    else:
+        kept_out = f"yes, {test_rows:,}" if test_rows else "no: there were none to compare with"
     return {
         **rows,
         "chosen from": f"{pool_samples:,} samples",

@@ -25,6 +25,7 @@ def dataset_card(
     samples: int,
     tokens: int,
     pool_samples: int,
+    test_rows: int,
     sources: Sequence[CardSource],
     files: Mapping[str, str],
     encoder: Mapping[str, str],
@@ -34,7 +35,8 @@ def dataset_card(
 ) -> str:
     """The card's text, front matter included.
 
-    samples and tokens: of what is there now, without what was withdrawn; sources: the same, a
+    samples and tokens: of what is there now, without what was withdrawn; test_rows: those that
+    the pool was compared with; sources: the same, a
     merged duplicate in each; files: what was read -> its digest; encoder: the model and SAE that
     chose; withdrawn: samples that the subset held and that are gone, and why (`reasons`);
     provenance: what the subset's record calls -> its digest.
@@ -62,7 +64,7 @@ def dataset_card(
         tokens=tokens,
         purpose=purpose(recipe, target),
         method=method(recipe),
-        choice=choice(recipe, target, pool_samples),
+        choice=choice(recipe, target, pool_samples, test_rows),
         files=files,
         encoder=encoder,
         withdrawn=withdrawn,

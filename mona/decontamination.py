@@ -17,8 +17,8 @@ hold, only as a line or message, symbols included. A line that many test rows ar
 is true?", identifies none.
 
 Words are runs of letters, digits and combining marks after NFKC and case folding. So that a copy
-without punctuation is found, a test row counts as it is and with its signs taken out ("don't" as
-"don t" and as "dont"). What becomes of contaminated rows is not decided here.
+without punctuation is found, a test row counts as it is and with its signs taken out (`_copies`).
+What becomes of contaminated rows is not decided here.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ _SPACELESS_RANGES = (
 # What a character is to words. A sign is what is none of the others.
 _SIGN, _LETTER, _SPACELESS, _MARK, _SPACE, _BREAK = range(6)
 _LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_COPIES = 4  # of each test row: see `_copies`
 _HANGUL = (0xAC00, 0xD7A3)
 # Joiners, soft hyphens, marks of direction and variation: what a reader doesn't see.
 _UNSEEN = re.compile(
@@ -100,12 +101,24 @@ def words_of(folded: str) -> list[str]:
     return [folded[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
-def _without_signs(text: str) -> str:
-    """The text of words and spaces alone: "don't" becomes "dont"."""
+def _copies(text: str) -> list[str]:
+    """How copies of a test row may be written: as it is, and without its signs ("don't" as
+    "dont"). Those who replace all but letters take combining marks out as well, which cuts the
+    words of Hindi or Telugu: so does the third, and the fourth puts spaces there."""
     folded = fold(text)
     codes = _codes(folded)
-    kept = codes[_kinds().take(codes) != _SIGN].tobytes()
-    return kept.decode("ascii" if folded.isascii() else "utf-32-le", "surrogatepass")
+    kinds = _kinds().take(codes)
+    signs, marks = kinds == _SIGN, kinds == _MARK
+
+    def text_of(kept: np.ndarray) -> str:
+        encoding = "ascii" if folded.isascii() else "utf-32-le"
+        return kept.tobytes().decode(encoding, "surrogatepass")
+
+    without = text_of(codes[~signs])
+    if not marks.any():
+        return [folded, without, "", ""]
+    bare = text_of(codes[~signs & ~marks])
+    return [folded, without, bare, text_of(np.where(signs | marks, ord(" "), codes))]
 
 
 def _codes(text: str) -> np.ndarray:
@@ -320,7 +333,7 @@ class HeldOutIndex:
 
     n: int
     _references: list[str]
-    _text: _Text  # each test row twice: as it is, and without punctuation
+    _text: _Text  # each test row as `_copies` writes it, one after the other
     _runs: _Stretches
     _short: _Rows  # sought anywhere
     _lines: _Stretches  # sought as a whole line or message, by their words
@@ -339,7 +352,7 @@ class HeldOutIndex:
         for reference, subtask, content in rows:
             references.append(reference)
             subtasks.append(subtask)
-            pieces += (content, _without_signs(content))
+            pieces += _copies(content)
         text = _Text.of(pieces)
         groups = _groups(subtasks)
 
@@ -356,17 +369,18 @@ class HeldOutIndex:
         sought = telling & ~common
         short = _Rows.of(text, starts[sought], ends[sought])
 
-        # Of rows with nothing to seek anywhere, the text as it is; that of row i is at 2 * i.
-        left &= ~sought
-        alone = 2 * np.flatnonzero(left[::2] & (left[1::2] | (starts[1::2] == ends[1::2])))
+        # Of rows with nothing to seek anywhere, the text as it is.
+        nothing = ((left & ~sought) | (ends == starts)).reshape(-1, _COPIES).all(axis=1)
+        alone = _COPIES * np.flatnonzero(nothing & left[::_COPIES])
         texts = {
-            i // 2: " ".join(text.words(starts[i], ends[i])) for i in alone[~common[alone]].tolist()
+            i // _COPIES: " ".join(text.words(starts[i], ends[i]))
+            for i in alone[~common[alone]].tolist()
         }
         worded = _uncommon(texts, groups)
         symbols = {
-            i // 2: text.symbols(text.pieces[i], text.pieces[i + 1] - 1)
+            i // _COPIES: text.symbols(text.pieces[i], text.pieces[i + 1] - 1)
             for i in alone.tolist()
-            if texts.get(i // 2) not in worded
+            if texts.get(i // _COPIES) not in worded
         }
         return cls(
             n=n,
@@ -387,7 +401,7 @@ class HeldOutIndex:
     def _stretch(self, place: int, stretches: _Stretches) -> tuple[str, list[str]]:
         """(reference, words) of one of the stretches."""
         start, end = stretches.starts[place], stretches.ends[place]
-        row = int(self._text.piece_of(start)) // 2
+        row = int(self._text.piece_of(start)) // _COPIES
         return self._references[row], self._text.words(start, end)
 
 
@@ -542,7 +556,7 @@ def _own_runs(text: _Text, units: int, groups: list[np.ndarray]) -> tuple[np.nda
     inside = text.within(starts, ends)
     starts, ends = starts[inside], ends[inside]
     hashes = text.hashes(starts, ends)
-    common = np.isin(hashes, _in_many_rows(hashes, text.piece_of(starts) // 2, groups))
+    common = np.isin(hashes, _in_many_rows(hashes, text.piece_of(starts) // _COPIES, groups))
     edges = np.bincount(starts[common], minlength=len(text.units)) - np.bincount(
         ends[common], minlength=len(text.units)
     )
@@ -583,7 +597,9 @@ def _boilerplate(
     begins, finishes = text.whole()
     longer = finishes[holders] - begins[holders] > last - first
     counted = longer | (text.units[last] - text.units[first] < units)
-    common = _in_many_rows(pieces.whole.hashes[places[counted]], holders[counted] // 2, groups)
+    common = _in_many_rows(
+        pieces.whole.hashes[places[counted]], holders[counted] // _COPIES, groups
+    )
     return np.isin(text.hashes(starts, ends), common)
 
 

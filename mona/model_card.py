@@ -25,6 +25,7 @@ def model_card(
     target: str,
     recipe: RecipeSpec,
     pool_samples: int,
+    test_rows: int,
     sources: Sequence[CardSource],
     finetune: FinetuneSpec,
     report: TrainingReport,
@@ -33,7 +34,8 @@ def model_card(
     """The card's text, front matter included.
 
     base_model: a hub repo or another public name; target: the task the samples were chosen
-    for; pool_samples: what they were chosen from; sources: of the chosen samples, a merged
+    for; pool_samples: what they were chosen from; test_rows: those that the pool
+    was compared with; sources: of the chosen samples, a merged
     duplicate in each; provenance: the digest of the provenance record.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -57,7 +59,7 @@ def model_card(
         base=base_model,
         purpose=purpose(recipe, target),
         method=method(recipe),
-        choice=choice(recipe, target, pool_samples),
+        choice=choice(recipe, target, pool_samples, test_rows),
         settings=_settings(finetune),
         report=report,
         provenance=provenance,

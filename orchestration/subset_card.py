@@ -8,7 +8,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from assets.keys import RAW_POOL, label
-from assets.subset import origin_counts
+from assets.subset import TEST_ROWS, origin_counts
 from mona.cards import CardSource
 from mona.dataset_card import dataset_card
 from mona.errors import RequestError
@@ -51,6 +51,7 @@ def subset_card(records: Records, store: Store, asset: str) -> str:
         samples=len(left),
         tokens=sum(row["length"] for row in left),
         pool_samples=int(pool.about["rows"]),
+        test_rows=subset.about.get(TEST_ROWS, 0),
         sources=[
             CardSource(c["source"], c["licence"], c["samples"])
             for c in origin_counts(row["origins"] for row in left)

@@ -1,12 +1,14 @@
 """One generated program with its tests, in a process that can harm nothing and reach nobody.
 
-What the process may do is `mona.evaluation.sandbox_child`; here are its limits, its start and
-its end. Linux only: namespaces that the kernel grants to every user, a system call filter and
-resource limits. Where one of them can't be had, nothing is run.
+The process sees the interpreter's own files, three devices and an empty folder in memory: no other
+file of the machine, no network, no terminal. bubblewrap sees to that where it is installed and
+works, else namespaces of our own (`mona.evaluation.sandbox_child`); either way a filter lets only
+the system calls of an ordinary program through, and limits hold time and memory. Linux only. Where
+the process can't be confined, nothing is run.
 
 This guards the machine against a program and the score against one that ends early or prints
 what a passing one might. It is no proof against a program written to read the token out of
-its own interpreter.
+its own interpreter, nor against a fault of the kernel.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import json
 import os
 import secrets
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +43,12 @@ _LIMITS = {
     "RLIMIT_CORE": 0,
 }
 _REPORT_BYTES = 4096
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+# What an interpreter and the libraries it loads may need, where there is such a thing.
+_SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
+_CHILD = Path(__file__).with_name("sandbox_child.py")
+# Of bubblewrap where it can't do what it was asked, of the interpreter where it can't begin.
+_NOT_STARTED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +78,40 @@ def run_program(program: str, tests: str, *, wall_seconds: float = WALL_SECONDS)
     """
     if sys.platform != "linux":
         raise RequestError(f"generated programs can't be confined on {sys.platform}: Linux only")
+    return _run(program, tests, wall_seconds, bubblewrap())
+
+
+@cache
+def bubblewrap() -> str | None:
+    """The path of bubblewrap, where it is installed and can confine a program here."""
+    path = shutil.which("bwrap")
+    if path is not None:
+        # An old one, or a kernel that grants it nothing.
+        with contextlib.suppress(RequestError):
+            if _run("", "", WALL_SECONDS, path).status == "passed":
+                return path
+    return None
+
+
+def _run(program: str, tests: str, wall_seconds: float, wrapper: str | None) -> Outcome:
     token = secrets.token_hex(16)
+    # -P -s and an empty environment are -I; -I itself would ignore the hash seed, and a
+    # program that depends on the order of a set must end alike each time.
+    python = [sys.executable, "-P", "-s", "-B"]
     with tempfile.TemporaryDirectory(prefix="mona-program-") as folder:
         request = {
             "program": program,
             "tests": tests,
             "token": token,
-            "folder": folder,
+            "root": folder if wrapper is None else None,
+            "shown": [*_shown(), *_DEVICES],
             "megabytes": _FOLDER_MEGABYTES,
             "limits": _LIMITS,
         }
-        # -P -s and an empty environment are -I; -I itself would ignore the hash seed, and a
-        # program that depends on the order of a set must end alike each time.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-s", "-B", str(Path(__file__).with_name("sandbox_child.py"))],
+            [*python, str(_CHILD)]
+            if wrapper is None
+            else [*_wrapped(wrapper), *python, "/child.py"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -97,6 +127,39 @@ def run_program(program: str, tests: str, *, wall_seconds: float = WALL_SECONDS)
             if process.stdout is not None:
                 process.stdout.close()
     return _outcome(report, token, process.returncode if in_time else None)
+
+
+def _shown() -> list[str]:
+    """The files and folders of the machine that a program sees, none inside another."""
+    interpreter = Path(sys.executable)
+    wanted = [sys.base_prefix, sys.base_exec_prefix, sys.prefix, str(interpreter.resolve().parent)]
+    kept: list[str] = []
+    for path in sorted({*_SYSTEM, *(str(Path(each).absolute()) for each in wanted)}):
+        inside = any(Path(path).is_relative_to(outer) for outer in kept)
+        if Path(path).exists() and not inside:
+            kept.append(path)
+    if "/" in kept:
+        raise RequestError("generated programs can't be confined: the interpreter's folder is /")
+    return kept
+
+
+def _wrapped(wrapper: str) -> list[str]:
+    """bubblewrap's command line, up to the command that it runs."""
+    shown: list[str] = []
+    for path in _shown():
+        if Path(path).is_symlink():
+            shown += ["--symlink", str(Path(path).readlink()), path]
+        else:
+            shown += ["--ro-bind", path, path]
+    for device in _DEVICES:
+        shown += ["--dev-bind", device, device]
+    alone = ["--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
+    memory = ["--size", str(_FOLDER_MEGABYTES * _MEGABYTE), "--tmpfs", "/tmp"]
+    return [
+        *(wrapper, *alone, "--uid", "65534", "--gid", "65534", "--die-with-parent"),
+        *(*shown, "--ro-bind", str(_CHILD), "/child.py", *memory, "--remount-ro", "/"),
+        *("--chdir", "/tmp", "--"),
+    ]
 
 
 def _talk(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tuple[str, bool]:
@@ -125,6 +188,8 @@ def _talk(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> t
 def _outcome(report: str, token: str, status: int | None) -> Outcome:
     if status is None:
         return Outcome("timed out", "did not end in time")
+    if status == _NOT_STARTED:
+        raise RequestError("generated programs can't be confined on this machine: no sandbox began")
     if status == REFUSED:
         raise RequestError(f"generated programs can't be confined on this machine: {report}")
     if status != 0:

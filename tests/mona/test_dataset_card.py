@@ -23,6 +23,7 @@ def _card(**changes: Any) -> str:
         "samples": 1_150,
         "tokens": 98_765,
         "pool_samples": 23_000,
+        "test_rows": 1_319,
         "sources": MIXED,
         "files": {"evals/a.jsonl": "cd" * 32},
         "encoder": {"model": "smollm2", "SAE": "ef" * 32},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import unicodedata
@@ -52,7 +53,7 @@ def walked(folded: str) -> list[str]:
 
 def without_signs(text: str, instead: str = "") -> str:
     return "".join(
-        c if c.isalnum() or c.isspace() or unicodedata.category(c)[0] == "M" else instead
+        c if c.isalnum() or c.isspace() or unicodedata.category(c)[0] in "MC" else instead
         for c in text
     )
 
@@ -180,6 +181,7 @@ SHORT_WORDS = "which heron nests earliest"
         "متى تعود السفن إلى المرفأ؟",
         "نورس أبيض كبير",
         "조개는 언제 자라는가?",
+        "বক পাখিটি কোথায় বাসা বাঁধে?",
         "コウノトリはどの川に巣を作りますか",
         "哪一只灰鹭最早开始筑巢呢？",
         "นกกระสาทำรังเมื่อไร",
@@ -205,6 +207,15 @@ def test_a_short_row_is_found_wherever_it_stands(question: str, wrapped: str) ->
     # Without one of its words it is another question.
     for cut in (question[: len(question) // 2], question[len(question) // 2 :]):
         assert found(index, wrapped.format(cut)) is None
+
+
+@pytest.mark.parametrize("instead", [" ", ""])
+def test_a_copy_cut_to_letters_loses_no_words_of_indic_scripts(instead: str) -> None:
+    """\\w leaves out their vowel signs, and so do many who clean text with it."""
+    question = "বক পাখিটি কোথায় বাসা বাঁধে?"
+    text = re.sub(r"[^\w\s]", instead, question)
+    assert text != question.removesuffix("?")
+    assert found(index_of(question), f"Question: {text} Answer:") is not None
 
 
 def test_a_short_row_may_cross_lines_but_not_messages() -> None:

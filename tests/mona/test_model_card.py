@@ -33,6 +33,7 @@ def _card(**changes: Any) -> str:
         "target": "gsm8k",
         "recipe": RecipeSpec(budget=Budget(share=0.05)),
         "pool_samples": 23_000,
+        "test_rows": 1_319,
         "sources": MIXED,
         "finetune": FinetuneSpec(),
         "report": REPORT,
@@ -103,3 +104,9 @@ def test_a_control_claims_no_method_and_no_task() -> None:
 def test_names_cannot_break_the_tables() -> None:
     text = _card(sources=[CardSource("a|b\nc", "MIT", 1)])
     assert "| a\\|b c | MIT | 1 |" in text
+
+
+def test_test_rows_are_kept_out_only_where_there_were_some() -> None:
+    row = "| test rows kept out of the pool | {} |"
+    assert row.format("yes, 1,319") in _card()
+    assert row.format("no: there were none to compare with") in _card(test_rows=0)
