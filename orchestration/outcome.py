@@ -124,7 +124,7 @@ def _kept_traceback(
     descriptor, name = tempfile.mkstemp(
         prefix=f"mona-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt", dir=folder
     )
-    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"mona {__version__}, Python {sys.version}\nmona {' '.join(arguments)}\n\n")
         file.writelines(traceback.format_exception(error))
     return Path(name)

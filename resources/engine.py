@@ -72,11 +72,22 @@ def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Callable[
     if os.environ.get("TQDM_DISABLE") or sys.stderr is None:
         yield lambda _: None
     elif sys.stderr.isatty():
-        with tqdm(total=total, desc=title, unit=f" {unit}", unit_scale=True, leave=False) as bar:
-            yield lambda amount: bar.update(amount) and None
+        with tqdm(
+            total=total, desc=title, unit=f" {unit}", unit_scale=_scaled(total), leave=False
+        ) as bar:
+
+            def update(amount: int) -> None:
+                bar.update(amount)
+
+            yield update
     else:
         with _line_progress(title, total, unit) as advance:
             yield advance
+
+
+def _scaled(total: int | None) -> bool:
+    """Whether figures are told in thousands: hundreds would only lose by it."""
+    return total is not None and total >= 10_000
 
 
 @contextmanager
@@ -93,7 +104,7 @@ def _line_progress(title: str, total: int | None, unit: str) -> Iterator[Callabl
             time.monotonic() - started,
             prefix=title,
             unit=f" {unit}",
-            unit_scale=True,
+            unit_scale=_scaled(total),
             # Without the bar itself, which no file needs.
             bar_format=_LINE if total else None,
         )

@@ -476,3 +476,18 @@ def test_the_seed_changes_the_subset() -> None:
         for seed in range(4)
     }
     assert len(draws) == 4
+
+
+def test_a_draw_of_short_samples_needs_no_tokenizer() -> None:
+    sources = [source("a", hub("h", range(1, 60)))]
+    whole = build(*sources, subsample=Subsample(rows=100))[1]
+    longest = sorted(row["n_chars"] for row in whole)[20]
+    drawn = build(*sources, subsample=Subsample(rows=100, max_chars=longest))[1]
+    assert {row["sample_id"] for row in drawn} == {
+        row["sample_id"] for row in whole if row["n_chars"] <= longest
+    }
+    few = build(*sources, subsample=Subsample(rows=5, max_chars=longest))[1]
+    assert len(few) == 5
+    assert {row["sample_id"] for row in few} <= {row["sample_id"] for row in drawn}
+    with pytest.raises(WorkError, match="no sample has at most 1 characters"):
+        build(*sources, subsample=Subsample(rows=5, max_chars=1))

@@ -86,7 +86,7 @@ def test_a_run_stopped_inside_a_step_says_so_in_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "replace", lambda *_: signal.raise_signal(number))
         stopped = mona(project, *words)
-    assert stopped.returncode == 1
+    assert stopped.returncode == 130
     assert stopped.stderr.splitlines() == [
         "making raw_pool[fruit]",
         "",  # ends the line that a terminal shows ^C on
@@ -191,9 +191,9 @@ def _layer_outside(project: Project) -> None:
         (_layer_outside, 2, "layer 77 is outside the model"),
         (_nan_weights, 1, "down_proj.weight"),
         (_sae_of_another_width, 2, "the SAE reads a residual stream of width 24"),
-        (_wrong_encoding, 1, "fruit.jsonl"),
-        (_empty_messages, 1, "fruit.jsonl"),
-        (_unknown_format, 1, "no known format has the fields"),
+        (_wrong_encoding, 2, "fruit.jsonl"),
+        (_empty_messages, 2, "fruit.jsonl"),
+        (_unknown_format, 2, "no known format has the fields"),
     ],
 )
 def test_bad_input_is_one_line_and_loses_nothing(
@@ -283,7 +283,9 @@ def test_unknown_names_are_requests_gone_wrong(project: Project) -> None:
 def test_dry_run_plans_without_work(project: Project) -> None:
     project.write_rows("fruit", sums(0, 20))
     done = mona(project, "run", "--dry-run", "--json")
-    rows = json.loads(done.stdout)
+    plan = json.loads(done.stdout)
+    rows = plan["steps"]
+    assert plan["fetch"] == []
     assert [row["asset"] for row in rows][:3] == ["raw_pool[fruit]", "raw_pool[verse]", "sae[tiny]"]
     assert {row["status"] for row in rows} <= {"missing", "waiting"}
     assert project.store.table_names() == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mona.errors import RequestError
+from mona.errors import Faults, RequestError
 from orchestration.config import load_config
 
 GOOD = """\
@@ -53,6 +53,17 @@ def test_paths_are_relative_to_the_file_and_home_is_expanded(tmp_path: Path) -> 
         ("  pool_a:\n", "  ../up:\n", "datasets"),
         ("  task:\n", "  models:\n", "'models' is reserved"),
         ("datasets: [pool_a]", "datasets: [pool_b]", "no dataset is called 'pool_b'"),
+        ("datasets: [pool_a]", "datasets: [pool_b]", "did you mean 'pool_a'?"),
+        ("reader: pool", "reader: poll", "did you mean 'pool'?"),
+        ("share: 0.05", "shar: 0.05", "did you mean 'share'?"),
+        ("  - {name: rows,", "  - {nmae: rows, name: rows,", "did you mean 'name'?"),
+        ("language_model: {path", "language_model: {pth: 1, path", "did you mean 'path'?"),
+        ("[pool_a]}}", "[pool_a], k: 9, latents: 8}}", "k = 9 is above latents = 8"),
+        ("[pool_a]}}", "[pool_a], tokens: 9}}", "tokens = 9 is less than batch_tokens"),
+        ("    sae:", "    k: 9000\n    sae:", "k = 9000 is above sae.train.latents = 4608"),
+        ("store: {", "path: x\nstore: {", "path: no such key"),
+        ("root: store", "root: s3://bucket/x", "store.home: is needed"),
+        ("recipes:\n", "automation: {sweep: often}\nrecipes:\n", "is no cron expression"),
         ("{name: rows, path: rows.jsonl}", "{name: rows}", "exactly one of path, hub, wheel"),
         ("root: store", "root: '${NOT_SET_ANYWHERE}'", "NOT_SET_ANYWHERE is not set"),
         ("recipes:\n", "recipes:\n  best: {budget: {count: 1}}\n", "'best' is given twice"),
@@ -67,6 +78,37 @@ def test_a_fault_names_the_file_and_the_key(tmp_path: Path, old: str, new: str, 
     assert message.startswith(str(tmp_path / "c.yaml"))
     assert says in message
     assert "\n" not in message
+
+
+def test_all_faults_are_found_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("share: 0.05", "shar: 0.05").replace("reader: pool", "reader: poll")
+    with pytest.raises(Faults) as raised:
+        load(tmp_path, text.replace("root: store", "root: ''"))
+    file = tmp_path / "c.yaml"
+    assert [fault.partition(": ")[2].partition(":")[0] for fault in raised.value.faults] == [
+        "store.root",
+        "targets.task.reader",
+        "recipes.best.budget.shar",
+        "recipes.best.budget",
+    ][: len(raised.value.faults)]
+    assert len(raised.value.faults) >= 3
+    assert all(fault.startswith(f"{file}: ") for fault in raised.value.faults)
+    text = GOOD.replace("[pool_a]", "[pool_b]").replace("root: store", "root: s3://bucket/x")
+    with pytest.raises(Faults) as raised:
+        load(tmp_path, text)
+    assert len(raised.value.faults) == 2
+
+
+def test_variables_are_values_whatever_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDER", "a: {b}\n# c")
+    monkeypatch.setenv("SHARE", "0.25")
+    text = GOOD.replace("path: rows.jsonl", "path: ${FOLDER}/rows.jsonl")
+    text = text.replace("share: 0.05", "share: ${SHARE}") + "# ${NOT_SET_ANYWHERE}\n"
+    config = load(tmp_path, text)
+    assert config.datasets["pool_a"].sources[0].path == str(tmp_path / "a: {b}\n# c/rows.jsonl")
+    assert config.recipes["best"].budget.share == 0.25
 
 
 def test_a_missing_file_and_bytes_that_are_no_text(tmp_path: Path) -> None:
