@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from mona.errors import RequestError, sentence
@@ -29,6 +31,7 @@ _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 _FIXED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 # What templates call the reasoning of an answer.
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_KEPT_SHAPES = 2_000
 _PART_AS_CODE = "'type': 'text'"  # a list of parts that a template wrote as Python shows it
 
 _Where = Literal["inside", "field"]  # where an answer's reasoning is given
@@ -110,12 +113,13 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._controls = controls
         self._source = _source(tokenizer)
-        self._rendered: dict[tuple[tuple[_Turn, ...], _Where, bool], str | SetAside] = {}
-        self._layouts: dict[tuple[tuple[_Turn, ...], _Where], _Layout | SetAside] = {}
+        # What a shape gives is asked again for every conversation of that shape.
+        self._render = lru_cache(_KEPT_SHAPES)(self._apply)
+        self._layout = lru_cache(_KEPT_SHAPES)(self._made_layout)
         self._parts = False
         found = self._skeleton(_PROBE, "inside")
         if isinstance(found, SetAside):
-            self._rendered.clear()
+            self._render.cache_clear()
             self._parts = True
             if isinstance(self._skeleton(_PROBE, "inside"), SetAside):
                 raise RequestError(f"{found.reason}, in a plain question and answer")
@@ -169,12 +173,6 @@ class ChatTemplate:
             return SetAside("the chat template rewrites a content: it can't be told from the text")
         return Rendered(fitted, layout.closed)
 
-    def _layout(self, shape: tuple[_Turn, ...], where: _Where) -> _Layout | SetAside:
-        key = (shape, where)
-        if key not in self._layouts:
-            self._layouts[key] = self._made_layout(shape, where)
-        return self._layouts[key]
-
     def _made_layout(self, shape: tuple[_Turn, ...], where: _Where) -> _Layout | SetAside:
         skeleton = self._skeleton(shape, where)
         if isinstance(skeleton, SetAside):
@@ -206,7 +204,7 @@ class ChatTemplate:
         in use: what follows (`<think>`, a channel) it has to write itself."""
         if not isinstance(before, Piece) or before.learned or not asked:
             return [before]
-        alone, prompt = (self._render(asked, where, generation=flag) for flag in (False, True))
+        alone, prompt = (self._render(asked, where, flag) for flag in (False, True))
         if isinstance(alone, SetAside) or isinstance(prompt, SetAside):
             return [before]
         header = prompt[len(alone) :] if prompt.startswith(alone) else ""
@@ -222,8 +220,8 @@ class ChatTemplate:
         A template may end turns with nothing: then the first control token is the next turn's,
         so a conversation that stops here (`shape`) is asked what it ends with.
         """
-        skeleton = self._skeleton(shape, where)
-        tail = "" if isinstance(skeleton, SetAside) else skeleton[-1]
+        text = self._render(shape, where)
+        tail = "" if isinstance(text, SetAside) else text.rpartition(_CLOSE)[2]
         control = self._controls.search(tail)
         if control is not None:
             return (control.end() if after.startswith(tail[: control.end()]) else 0), True
@@ -241,25 +239,15 @@ class ChatTemplate:
         own = "".join(parts[::2])
         if _OPEN in own or _CLOSE in own or (self._parts and _PART_AS_CODE in own):
             return SetAside("the chat template rewrites contents")
+        times = Counter(map(int, parts[1::2]))
         for i, turn in enumerate(shape):
-            times = parts[1::2].count(str(2 * i))
-            if turn.content.strip() and times != 1:
-                done = "drops" if times == 0 else "repeats"
-                return SetAside(f"the chat template {done} the contents of a {turn.role} turn")
-            if parts[1::2].count(str(2 * i + 1)) > 1:
-                return SetAside("the chat template repeats the reasoning of an answer")
+            if (turn.content.strip() and times[2 * i] != 1) or times[2 * i + 1] > 1:
+                done = "drops" if times[2 * i] == 0 else "repeats"
+                return SetAside(f"the chat template {done} the text of turn {i + 1}, {turn.role}")
         return parts
 
-    def _render(
-        self, shape: tuple[_Turn, ...], where: _Where, generation: bool = False
-    ) -> str | SetAside:
-        key = (shape, where, generation)
-        if key not in self._rendered:
-            self._rendered[key] = self._apply(shape, where, generation)
-        return self._rendered[key]
-
     def _apply(
-        self, turns: Sequence[_Turn], where: _Where, generation: bool = False
+        self, turns: tuple[_Turn, ...], where: _Where, generation: bool = False
     ) -> str | SetAside:
         from jinja2 import TemplateError, TemplateSyntaxError
 

@@ -368,7 +368,7 @@ def test_a_turn_that_the_template_drops_is_set_aside() -> None:
     source = "{% for m in messages if m.role != 'tool' %}" + CHATML.partition("%}")[2]
     tokenizer = byte_tokenizer(source, special=["<|open|>"])
     row, _ = _both(tokenizer, _messages(SHAPES["a tool turn"]))
-    assert row == SetAside("the chat template drops the contents of a tool turn")
+    assert row == SetAside("the chat template drops the text of turn 3, tool")
 
 
 def test_an_answer_that_ends_with_nothing_is_taught_to_end() -> None:
@@ -394,7 +394,10 @@ def test_an_answer_that_ends_with_nothing_is_taught_to_end() -> None:
         ("{% for m in messages %}{{ m.content }", "is no Jinja"),
         ("{{ messages[0].content.nothing.more }}", "in a plain question and answer"),
         ("{{ 1 // 0 }}", "in a plain question and answer"),
-        ("{% for m in messages %}{{ m.role }}{% endfor %}", "drops the contents of a user turn"),
+        (
+            "{% for m in messages %}{{ m.role }}{% endfor %}",
+            "drops the text of turn 1, user, in a plain",
+        ),
         ("{{ raise_exception('never\nmind') }}", "refuses it: never mind, in a plain question"),
     ],
 )

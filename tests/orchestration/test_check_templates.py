@@ -55,7 +55,7 @@ def test_a_sound_template_has_no_faults(tmp_path: Path) -> None:
     [
         (None, "no chat template"),
         ("{{ messages }", "is no Jinja"),
-        ("{% for m in messages %}{{ m.role }}{% endfor %}", "drops the contents"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "drops the text"),
         ({"a": CHATML, "b": CHATML}, "several chat templates (a, b)"),
     ],
 )
