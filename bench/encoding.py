@@ -2,7 +2,7 @@
 
     python -m bench.encoding [--rounds 4] [--rows 100]
 
-Ours is what a run does: render, forward to the layer, dense views, SAE codes of SmolLM2 with
+Ours is what a run does: render, forward to the layer, SAE codes of SmolLM2 with
 4,608 latents, commits to Lance. The plain loop is what one writes first: float32, the whole
 model with its LM head, batches of 8 in file order, padded, every hidden state returned; no
 SAE, nothing stored. The two take the same rows in turn, so that a busy machine slows both.
@@ -33,7 +33,8 @@ from mona.spec import ModelSpec
 from mona.tokens import Tokenised
 from orchestration.config import load_config
 from orchestration.definitions import build_resources
-from resources.encodings import Encodings, pool_population
+from resources.encoding_tables import pool_population
+from resources.encodings import CodesOf, Encodings
 from resources.engine import Engine
 from resources.store import Store
 
@@ -104,7 +105,7 @@ def padded_tokens(rows: Sequence[Tokenised], batches: Sequence[Sequence[int]]) -
 
 def gemm_rate(encoder: Encoder, tokens: int, seconds: float) -> float:
     """GFLOP/s of this machine on the linear layers of one block, `tokens` rows at a time."""
-    linears = [m for m in encoder.backbone.layers[0].modules() if isinstance(m, torch.nn.Linear)]
+    linears = [m for m in encoder.blocks[0].modules() if isinstance(m, torch.nn.Linear)]
     inputs = [
         torch.randn(tokens, m.in_features, dtype=encoder.dtype, device=encoder.device)
         for m in linears
@@ -149,9 +150,9 @@ def main() -> None:
     config = load_config(ROOT / "examples" / "demo.yaml")
     shelf = build_resources(config)["shelf"]
     entry: ModelSpec = config.models["smollm2"]
-    folder = shelf.folder("smollm2", entry.language_model)
-    encoder: Encoder = shelf.encoder("smollm2", entry)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    resolved = shelf.resolve("smollm2", entry)
+    encoder: Encoder = shelf.encoder(resolved)
+    model = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.float32)
     model.eval().to(encoder.device)
     sae = random_sae(encoder.width)
     engine = Engine(device=config.engine.device)
@@ -170,11 +171,11 @@ def main() -> None:
             pool_of(store, name, texts[start : start + given.rows])
 
             began = time.perf_counter()
-            encodings = Encodings(
-                store, engine, pool_population(name), "bench", lambda: encoder, cache_bytes=0
-            )
-            table = encodings.population.codes_table("bench", "bench")
-            report = encodings.sync(table, "bench", sae, k=None, pooling="mean")
+            population = pool_population(name)
+            samples = store.newest(population.samples_table)
+            encodings = Encodings(store, engine, population, samples, "bench", lambda: encoder)
+            table = population.codes_table("bench", "bench")
+            report = encodings.sync(CodesOf(table, "bench", sae, None, "mean"))
             spent["ours"] += time.perf_counter() - began
             assert report.forwarded == store.count(table)
 
@@ -192,7 +193,7 @@ def main() -> None:
     planned = plan_batches(lengths, engine.forward_tokens)
     weights = sum(
         module.weight.numel()
-        for module in encoder.backbone.layers.modules()
+        for module in encoder.blocks.modules()
         if isinstance(module, torch.nn.Linear)
     ) + (encoder.width * LATENTS)
     achieved = 2 * weights * ours / 1e9
