@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from mona.printable import escaped
 from resources.records import Record
 
 RECORD = "record"
@@ -23,12 +24,17 @@ def picture(png: bytes, alt: str) -> dg.MetadataValue:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.MetadataValue:
-    """Rows of plain values; the columns are those of the first row."""
+    """Rows of plain values; the columns are those of the first row. The UI shows cells as text:
+    what is left to take out of them are characters that reorder or hide it."""
     return (
-        dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows])
+        dg.MetadataValue.table([dg.TableRecord(_shown(row)) for row in rows])
         if rows
         else (dg.MetadataValue.text("none"))
     )
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: escaped(v, "\n\t") if isinstance(v, str) else v for k, v in row.items()}
 
 
 def provenance(digest: str, record: Record) -> dict[str, dg.MetadataValue]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mona.printable import printable
 from mona.spec import Budget, RecipeSpec
 
 TAGS = ["mona", "data-selection"]
@@ -86,7 +87,7 @@ def card_text(
     """A card of huggingface_hub's class `kind`, front matter included, from a template."""
     listed = sorted(sources, key=lambda source: (-source.samples, source.name, source.licence))
     card = kind.from_template(
-        data, template_path=str(template), sources=listed, cell=_cell, **values
+        data, template_path=str(template), sources=listed, inert=inert, **values
     )
     return str(card).rstrip("\n") + "\n"
 
@@ -101,6 +102,12 @@ def _budget(budget: Budget | None) -> str:
     return f"{budget.count:,} samples"
 
 
-def _cell(text: Any) -> str:
-    """Text that keeps to its table cell."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
+# What Markdown or HTML would read as more than text. The line break of a table's cell is a space.
+_MARKUP = {ord(character): f"\\{character}" for character in "\\`*[]|~"}
+_MARKUP |= {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;"}
+
+
+def inert(text: Any) -> str:
+    """Text of others, on one line, which a page of Markdown shows as it is: no table, link,
+    picture or HTML comes of it, and no control character gets there."""
+    return printable(str(text)).translate(_MARKUP)

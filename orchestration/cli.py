@@ -34,6 +34,7 @@ from orchestration.terminal import (
     config_option,
     json_option,
     only,
+    plain_output,
     print_table,
     printable,
 )
@@ -306,7 +307,9 @@ def main() -> None:
     # Lance warns about every table that it is about to make.
     for variable in ("LANCE_LOG", "LANCEDB_LOG"):
         os.environ.setdefault(variable, "error")
-    sys.exit(exit_code(cli, sys.argv[1:]))
+    with plain_output():
+        status = exit_code(cli, sys.argv[1:])
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import io
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 import click
 from rich.cells import cell_len, set_cell_size
 
 from mona.errors import RequestError
 from mona.names import nearest
+from mona.printable import escaped, printable
 from orchestration.config import CONFIG_VARIABLE, Config
 
 CONFIG_META = "mona.config"
-# Escape sequences of a row or a name would move the cursor or worse; so would text that
-# reorders what stands beside it.
-_CONTROL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _LEAST_TEXT = 24
 
 
@@ -49,15 +46,47 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def printable(text: str) -> str:
-    """One line without control characters: line breaks become spaces, the others escapes."""
-    return _CONTROL.sub(
-        lambda match: " " if match.group() in "\n\r\t" else _escape(match.group()), text
+class _Plain(io.TextIOWrapper):
+    """A stream on which no text can do more than be read: control characters come out as JSON
+    writes them, but line breaks, tabs, and what progress bars need of standard error."""
+
+    kept = "\n\t"
+
+    def write(self, text: str) -> int:
+        super().write(escaped(text, self.kept))
+        return len(text)
+
+
+@contextmanager
+def plain_output() -> Iterator[None]:
+    """Whatever is printed while the block runs, by whom, is plain: rows, names, errors of
+    libraries. JSON stays JSON."""
+    given = sys.stdout, sys.stderr
+    plain = [_plain(stream, kept) for stream, kept in zip(given, ("\n\t", "\n\t\r"), strict=True)]
+    sys.stdout, sys.stderr = cast(list[TextIO], plain)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = given
+        for stream in plain:
+            if isinstance(stream, _Plain):
+                # Flushed, without closing what is written to.
+                with suppress(OSError, ValueError):
+                    stream.detach()
+
+
+def _plain(stream: TextIO | None, kept: str) -> TextIO | None:
+    buffer = getattr(stream, "buffer", None)
+    if stream is None or buffer is None:
+        return stream
+    made = _Plain(
+        buffer,
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=getattr(stream, "line_buffering", True),
     )
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+    made.kept = kept
+    return made
 
 
 def only(given: str | None, known: dict[str, Any], kind: str) -> str:

