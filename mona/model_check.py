@@ -73,7 +73,7 @@ def inspect_model(
         lambda: _quantization(folder, found.config),
         lambda: _skeleton(folder, found, trust_remote_code),
         lambda: _layer(found, layer, folder, mlp),
-        lambda: _positions(found, folder, max_length),
+        lambda: refuse_past_positions(found, folder, max_length),
         lambda: _shapes(folder, found),
         lambda: _vocabulary(folder, found, trust_remote_code),
     )
@@ -274,7 +274,8 @@ def _layer(found: Inspection, layer: int, folder: Path, mlp: bool) -> None:
         )
 
 
-def _positions(found: Inspection, folder: Path, max_length: int) -> None:
+def refuse_past_positions(found: Inspection, folder: Path, max_length: int) -> None:
+    """RequestError where samples of `max_length` tokens pass the positions of a found model."""
     from mona.architecture import position_limit
 
     if found.skeleton is None:

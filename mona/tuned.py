@@ -18,7 +18,7 @@ from mona.checkpoints import (
     model_digest,
     quiet_transformers,
 )
-from mona.errors import RequestError, WorkError
+from mona.errors import RequestError, WorkError, sentence
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -66,12 +66,18 @@ def load_tuned(
 
     quiet_transformers()
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        whole, dtype=getattr(torch, dtype), use_safetensors=True, **local
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            whole, dtype=getattr(torch, dtype), use_safetensors=True, **local
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    # Whatever the library raises while it reads a user's model is a fault of that model.
+    except Exception as error:
+        raise RequestError(f"{whole}: the model does not load: {sentence(error)}") from error
     if adapter:
         model = _with_adapter(model, folder, base_folder, merge=dtype == "float32")
-    tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     return model.to(device).eval(), tokenizer
 
 

@@ -14,7 +14,13 @@ from pathlib import Path
 
 from mona.checkpoints import gguf_faults
 from mona.errors import Faults, MonaError
-from mona.model_check import Inspection, absolute_layer, inspect_model
+from mona.model_check import (
+    Inspection,
+    absolute_layer,
+    inspect_model,
+    model_faults,
+    refuse_past_positions,
+)
 from mona.pool import PoolSource, head_faults
 from mona.sae_check import sae_faults
 from mona.spec import LanguageModel, views_read
@@ -185,9 +191,23 @@ def _models(scope: Scope) -> Iterator[str]:
             elif str(model.language_model.path).endswith(".gguf"):
                 found.faults = gguf_faults(Path(str(model.language_model.path)).expanduser())
             yield from (f"{where}: {fault}" for fault in found.faults)
+            if folder is not None:
+                yield from _tuned_lengths(scope, found, folder)
         except MonaError as error:
             yield _at(f"{where}.language_model", error)
         yield from _sae(scope, name, found)
+
+
+def _tuned_lengths(scope: Scope, found: Inspection, folder: Path) -> Iterator[str]:
+    """A fine-tune of the `found` encoding model on samples longer than its positions."""
+    for name in scope.recipes:
+        finetune = scope.config.recipes[name].finetune
+        if finetune is None or finetune.base is not None:
+            continue
+        try:
+            refuse_past_positions(found, folder, finetune.max_length)
+        except MonaError as error:
+            yield f"recipes.{name}.finetune: {error}"
 
 
 def _sae(scope: Scope, name: str, found: Inspection) -> Iterator[str]:
@@ -210,16 +230,26 @@ def _sae(scope: Scope, name: str, found: Inspection) -> Iterator[str]:
 
 
 def _bases(scope: Scope) -> Iterator[str]:
-    """A recipe's own base model, where it names one that is not there."""
+    """A recipe's own base model, where it is not there or can't be what the recipe asks."""
     for name in scope.recipes:
         finetune = scope.config.recipes[name].finetune
         base: LanguageModel | None = finetune.base if finetune is not None else None
-        if base is None or base.path is None:
+        if finetune is None or base is None or base.path is None:
             continue
+        where = f"recipes.{name}.finetune.base"
         try:
-            scope.shelf.folder_at_hand(f"{name}.base", base)
+            folder = scope.shelf.folder_at_hand(f"{name}.base", base)
+            if folder is not None:
+                for fault in model_faults(
+                    folder,
+                    layer=-1,
+                    max_length=finetune.max_length,
+                    mlp=False,
+                    trust_remote_code=base.trust_remote_code,
+                ):
+                    yield f"{where}: {fault}"
         except MonaError as error:
-            yield _at(f"recipes.{name}.finetune.base", error)
+            yield _at(where, error)
 
 
 def _at(where: str, error: MonaError) -> str:

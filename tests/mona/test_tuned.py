@@ -118,3 +118,13 @@ def test_an_adapter_of_another_model_is_refused(
     AutoModelForCausalLM.from_config(config).save_pretrained(other)
     with pytest.raises(WorkError, match="does not fit the model"):
         load_tuned(adapter, other, "cpu", "float32")
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_model_is_one_line(damaged: str, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "tuned"))
+    content = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(content[: len(content) // 2])
+    with pytest.raises(RequestError, match="tuned: the model does not load") as raised:
+        load_tuned(folder, tiny_llama, "cpu", "float32")
+    assert "\n" not in str(raised.value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,9 +117,7 @@ def test_faults_of_model_and_sae_are_said_at_once(own: Project) -> None:
     assert [fault.split(":")[0] for fault in found] == ["models.tiny", "models.tiny.sae.load"]
 
 
-def test_an_mlp_view_of_a_model_without_one_is_refused_by_name(
-    own: Project, tmp_path: Path
-) -> None:
+def test_an_mlp_view_of_a_model_without_one_is_refused_by_name(own: Project) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=258, n_embd=32, n_layer=3, n_head=4, n_positions=512)
@@ -132,5 +129,27 @@ def test_an_mlp_view_of_a_model_without_one_is_refused_by_name(
     (fault,) = _faults(own)
     assert "representation 'mlp_topk'" in fault
     assert "gpt2" in fault
-    own.settings["models"]["tiny"]["max_length"] = 513
-    assert any("max_length 513 is past" in fault for fault in _faults(own))
+
+
+def test_a_fine_tune_longer_than_its_models_positions_is_found_by_check(own: Project) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sound = own.settings["models"]["tiny"]["language_model"]["path"]
+    base = own.root / "base"
+    shutil.copytree(sound, base)
+    config = GPT2Config(vocab_size=258, n_embd=32, n_layer=3, n_head=4, n_positions=128)
+    GPT2LMHeadModel(config).save_pretrained(base)
+    tuned = {"budget": {"share": 0.5}, "finetune": {"max_length": 129}}
+    own.settings["recipes"]["tuned"] = tuned | {
+        "finetune": {"max_length": 129, "base": {"path": str(base)}}
+    }
+    (fault,) = _faults(own)
+    assert fault.startswith("recipes.tuned.finetune.base: max_length 129 is past")
+    own.settings["recipes"]["tuned"] = tuned
+    assert _faults(own) == []
+    own.settings["models"]["tiny"]["language_model"]["path"] = str(base)
+    own.settings["models"]["tiny"]["max_length"] = 129
+    assert [fault.partition(": ")[0] for fault in _faults(own)] == [
+        "models.tiny",
+        "recipes.tuned.finetune",
+    ]
