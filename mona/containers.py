@@ -160,8 +160,10 @@ def _read(
                 line = row.line
                 yield row
     except OSError as error:
-        what = f"{codec}: " if codec else ""
-        reason = f"{what}{said(error)}; the rest is lost"
+        reason = f"{codec}: {said(error)}" if codec else said(error)
+        if "Frame requires too much memory" in reason:
+            reason = "zstd: its window is above 128 MiB: compress it again without --long"
+        reason += "; the rest is lost"
         yield BadRow(file.name, line + 1, reason, rest_lost=True)
         return
     if line == 0:

@@ -363,7 +363,7 @@ class _Intake:
                 first = first or found
                 self._refuse(found, label)
                 if found.rest_lost:
-                    self._lose(source, found, f" ({read:,} rows were read)")
+                    self._lose(source, found, f" ({read:,} rows were read)" if read else "")
             else:
                 assert isinstance(row, RawRow)
                 read += 1

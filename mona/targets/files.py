@@ -14,7 +14,7 @@ from typing import Any
 
 from mona.containers import BadRow, RawRow, read_rows
 from mona.errors import RequestError
-from mona.files import DataFile
+from mona.files import DataFile, said
 from mona.sample import Message
 from mona.targets.row import TargetRow
 
@@ -31,8 +31,11 @@ def records(file: DataFile) -> Iterator[RawRow]:
 
 def whole_text(file: DataFile) -> str:
     """The file as UTF-8 text."""
-    with file.open() as stream:
-        content = stream.read()
+    try:
+        with file.open() as stream:
+            content = stream.read()
+    except OSError as error:
+        raise RequestError(f"{file.name}: {said(error)}") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -100,7 +100,7 @@ def _literal_samples(file: DataFile, function: str) -> Any:
     neighbour = _neighbour(file, f"{module}.py")
     try:
         tree = ast.parse(whole_text(neighbour))
-    except (OSError, KeyError, SyntaxError):
+    except (RequestError, SyntaxError, ValueError, RecursionError):
         raise RequestError(f"{file.name}: no readable {module}.py beside it") from None
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:

@@ -35,4 +35,5 @@ def _messages(file: DataFile, row: int, data: Mapping[str, Any]) -> tuple[Messag
         (messages,) = to_messages(dict(data), "auto", "refuse")
     except FormatError as error:
         raise row_error(file, row, str(error)) from None
-    return messages
+    # Examples stand for a task as a whole: which of their turns a trainer learns says nothing.
+    return tuple(Message(turn.role, turn.content) for turn in messages)

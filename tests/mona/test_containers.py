@@ -609,6 +609,14 @@ def test_a_file_name_that_is_no_utf_8_is_shown_as_text(tmp_path: Path) -> None:
     assert [row.file for row in read(path)] == ["caf\\xe9.jsonl"] * 3
 
 
+def test_a_window_that_is_too_large_for_arrow_is_named(tmp_path: Path) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    content = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    packed = content.compress(json_lines(ROWS).encode()) + content.flush()
+    (row,) = lost(written(tmp_path, "a.jsonl.zst", packed))
+    assert row.reason.startswith("zstd: its window is above 128 MiB: compress it again")
+
+
 def test_a_file_that_can_not_be_opened_is_one_defect(tmp_path: Path) -> None:
     (row,) = lost(tmp_path / "gone.jsonl")
     assert row.reason == "No such file or directory; the rest is lost"
