@@ -505,3 +505,27 @@ def test_a_damaged_table_is_named_with_what_to_do(one: Project) -> None:
     assert one.status()[f"sae_codes[{PART}]"] == "missing"
     assert set(one.run().made) >= {f"sae_codes[{PART}]", SUBSET}
     assert set(one.status().values()) == {"fresh"}
+
+
+def test_a_withdrawal_that_meets_damage_says_so_and_can_be_completed(
+    one: Project, mona: Any
+) -> None:
+    sample, table = chosen(one), one.table("codes.fruit.")
+    folder = Path(one.config.home) / "tables" / f"{table}.lance"
+    for data in (folder / "data").glob("*.lance"):
+        data.write_bytes(data.read_bytes()[:-30])
+    words = ("withdraw", "--yes", "--sample", sample, "--reason", "asked")
+    with pytest.raises(WorkError) as error:
+        mona(one, *words)
+    assert f"table '{table}': can't be read" in str(error.value)
+    assert f"restore {folder} from a backup, or delete that folder" in str(error.value)
+    assert len(Withdrawals(one.config.home).unfinished()) == 1
+    shutil.rmtree(folder)
+    mona(one, *words)
+    assert Withdrawals(one.config.home).unfinished() == []
+    # A history that SQLite can't read is one line too, wherever it is met.
+    index = Path(one.config.home) / "dagster" / INDEX
+    os.truncate(index, index.stat().st_size // 2)
+    for command in (words, ("status",), ("gc",)):
+        with pytest.raises(WorkError, match="Dagster's history is damaged|index.db: is damaged"):
+            mona(one, *command)
