@@ -36,16 +36,16 @@ TABLE = "selection.adding.mona.fruit.tiny"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Project:
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, made_once: Path) -> Project:
     """One dataset of two sources under two licences, and a control that takes all of it."""
-    project = small_project(tmp_path_factory.mktemp("made"), tiny_llama)
+    project = small_project(tmp_path_factory.mktemp("made"), tiny_llama, made_once)
     project.settings["datasets"].pop("verse")
     project.settings["datasets"]["fruit"]["sources"] += [
         {"name": "second", "path": "second.jsonl", "licence": "MIT"}
     ]
     project.settings["recipes"]["all"] = {"selector": "all"}
     project.write_rows("second", sums(200, 20))
-    project.run()
+    project.first_run()
     return project
 
 
@@ -319,6 +319,22 @@ def test_an_amendment_must_follow_from_a_withdrawal(
     records = records_of(project)
     found = list(amendment_problems(records, read_audit(records).known))
     assert any(path.name in what and problem in how for _, what, how in found), found
+
+
+def test_amendments_of_stores_made_before_are_read(taken: Project, tmp_path: Path) -> None:
+    project = taken.copied_to(tmp_path)
+    records, path = records_of(project), amendment_of(project)
+    for amended in path.parent.glob("*.json"):
+        edited(amended, lambda a: a.pop("steps"))
+    (closed,) = (Path(project.config.home) / "withdrawals").glob("*.done")
+    edited(closed, lambda report: report.pop("amendments"))
+    known = read_audit(records).known
+    assert list(amendment_problems(records, known)) == []
+    edited(path, lambda a: drop_row(a["tables"]["pool.fruit"]))
+    (found,) = amendment_problems(records, known)
+    assert found[2] == "2 rows are gone from pool.fruit, more than its withdrawals name"
+    edited(path, lambda a: a["removed"].update({"f" * 32: "00"}))
+    assert any("none of its withdrawals names" in f[2] for f in amendment_problems(records, known))
 
 
 def test_a_withdrawal_and_its_amendments_stand_together(taken: Project, tmp_path: Path) -> None:
