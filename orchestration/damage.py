@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from orchestration.planner import Standing
 
 
-def lost_tables(records: Records, store: Store) -> dict[str, str]:
-    """Asset partition -> a table of its current record that has no folder any more."""
+def lost_tables(
+    records: Records, store: Store, tables_of: dict[str, frozenset[str]]
+) -> dict[str, str]:
+    """Asset partition -> a table of its current record that has no folder any more. tables_of:
+    the tables of records read before, by digest; what is read now is added."""
     there = store.folders()
     lost = {}
     for asset, digest in records.pointers().items():
-        try:
-            tables = records.get(digest).tables
-        except (MonaError, ValueError):
-            continue  # verify's to report
-        gone = sorted(set(tables) - there)
+        if digest not in tables_of:
+            try:
+                tables_of[digest] = frozenset(records.get(digest).tables)
+            except (MonaError, ValueError):
+                continue  # verify's to report
+        gone = sorted(tables_of[digest] - there)
         if gone:
             lost[asset] = gone[0]
     return lost

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import sys
 import threading
 import time
@@ -62,13 +63,32 @@ def dagster_home(config: Config) -> str:
 
 @contextmanager
 def open_instance(config: Config) -> Iterator[dg.DagsterInstance]:
-    """The instance of the configuration's home. WorkError where its disk is full."""
+    """The instance of the configuration's home. WorkError where its disk is full, or where its
+    history is damaged, at once or in the block."""
     config.home.mkdir(parents=True, exist_ok=True)
     require_room(str(config.home))
     note(config)
-    os.environ["DAGSTER_HOME"] = dagster_home(config)
-    with dg.DagsterInstance.get() as instance:
-        yield instance
+    os.environ["DAGSTER_HOME"] = home = dagster_home(config)
+    try:
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+    except Exception as error:
+        damage = _damage_of_history(error)
+        if damage is None:
+            raise
+        raise WorkError(
+            f"{home}: Dagster's history is damaged ({damage}): mona lineage verify names the file; "
+            "restore it from a backup"
+        ) from error
+
+
+def _damage_of_history(error: BaseException | None) -> str | None:
+    """What SQLite says of a damaged file, from whatever wraps it; None of any other error."""
+    while error is not None:
+        if type(error) is sqlite3.DatabaseError:
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def require_room(home: str) -> None:

@@ -175,6 +175,7 @@ class Standing:
     config: Config
     _states: dict[tuple[dg.AssetKey, str | None], State] = field(default_factory=dict)
     _faults: dict[tuple[dg.AssetKey, str | None], str | None] = field(default_factory=dict)
+    _tables_of: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.forget()
@@ -186,7 +187,9 @@ class Standing:
         records = Records(home=str(self.config.home))
         self._tainted = taints(records)
         self._reclaimed = records.retired()
-        self._lost = lost_tables(records, Store(root=self.config.store_root, home=records.home))
+        self._lost = lost_tables(
+            records, Store(root=self.config.store_root, home=records.home), self._tables_of
+        )
         self._resolver = CachingStaleStatusResolver(
             self.instance, self.graph, LoadingContextForTest(self.instance)
         )

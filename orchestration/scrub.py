@@ -89,6 +89,10 @@ def _scrub_database(path: Path, sample_ids: Collection[str], traces: Traces) -> 
             connection.close()
     except sqlite3.OperationalError as error:
         raise WorkError(f"{path}: {error}: stop what uses Dagster's history") from error
+    except sqlite3.DatabaseError as error:
+        raise WorkError(
+            f"{path}: is damaged ({error}): restore it from a backup or remove it, and ask again"
+        ) from error
     if busy:
         raise WorkError(f"{path}: is in use: stop what uses Dagster's history, mona ui perhaps")
     return changed

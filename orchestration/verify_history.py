@@ -32,7 +32,7 @@ def history_problems(home: Path) -> tuple[list[tuple[str, str]], bool]:
         for path in files
         for problem in _integrity(path)
     ]
-    if files and not index.exists():
+    if index.parent.is_dir() and not index.exists():
         found.append((INDEX, "the file is missing"))
     damaged = {name for name, _ in found}
     readable = not damaged

@@ -7,7 +7,7 @@ The bytes and rows of a sealed version are `orchestration.verify`'s.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -70,10 +70,11 @@ def _changed(store: Store, name: str, seal: TableSeal, newest: int) -> str:
         if still:
             return f"{still} of its rows are gone"
     both = before.filter(pc.is_in(before, now))
-    same = _digest_of(store, name, kind, both, seal.version) == _digest_of(
-        store, name, kind, both, newest
-    )
-    return "" if same else "rows of the record have other values"
+    then, since = _fragments(store, name, seal.version), _fragments(store, name, newest)
+    # A fragment of both versions says the same in both.
+    old = _digests(kind, [f for key, f in then.items() if key not in since], both)
+    new = _digests(kind, [f for key, f in since.items() if key not in then], both)
+    return "" if old == new else "rows of the record have other values"
 
 
 def _samples_table(kind: TableKind, name: str) -> str:
@@ -81,25 +82,28 @@ def _samples_table(kind: TableKind, name: str) -> str:
     return f"{'pool' if kind.whose == 'dataset' else 'examples'}.{kind.owner(name)}"
 
 
-def _digest_of(store: Store, name: str, kind: TableKind, ids: pa.Array, version: int) -> str:
-    """The digest of some rows' values at a version, whatever their order there. Only the digests
-    of rows are held at once."""
-    skipped = {"sample_id", *kind.undecoded}
-    columns = [c for c in store.open(name).schema.names if c not in skipped]
-    keys: list[str] = []
-    digests: list[str] = []
-    for batch in store.scan(name, ["sample_id", *columns], version=version, batch_rows=1_024):
-        batch = batch.filter(pc.is_in(batch.column("sample_id"), ids))
-        for place in range(batch.num_rows):
-            row = ContentDigest()
-            row.add(batch.slice(place, 1))
-            keys.append(batch.column("sample_id")[place].as_py())
-            digests.append(row.hexdigest())
-    whole = ContentDigest()
-    rows = pa.table({"sample_id": keys, "row": digests}).sort_by("sample_id")
-    for chunk in rows.to_batches():
-        whole.add(chunk)
-    return whole.hexdigest()
+def _fragments(store: Store, name: str, version: int) -> dict[tuple[str, ...], Any]:
+    """The fragments of a version, by the files they consist of."""
+    found = {}
+    for fragment in store.at(name, version).dataset.get_fragments():
+        files = [file.path for file in fragment.data_files()]
+        found[*files, str(fragment.deletion_file())] = fragment
+    return found
+
+
+def _digests(kind: TableKind, fragments: Iterable[Any], ids: pa.Array) -> dict[str, bytes]:
+    """Sample id -> digest of its values, of those of the samples that fragments hold."""
+    found: dict[str, bytes] = {}
+    for fragment in fragments:
+        columns = [name for name in fragment.schema.names if name not in kind.undecoded]
+        for batch in fragment.to_batches(columns=columns, batch_size=1_024):
+            batch = batch.filter(pc.is_in(batch.column("sample_id"), ids))
+            for place in range(batch.num_rows):
+                row = ContentDigest()
+                row.add(batch.slice(place, 1))
+                key = batch.column("sample_id")[place].as_py()
+                found[key] = bytes.fromhex(row.hexdigest())
+    return found
 
 
 def tag_problems(store: Store, pinned: Mapping[str, Record], names: set[str]) -> Iterator[Problem]:

@@ -5,7 +5,8 @@ each version to be kept that holds such a row is written anew without it, as a n
 of the same table (a version number is never used twice), and once whoever names the old ones
 names the new ones, the old ones and their files are removed.
 
-Which rows must go, and who is told of the new versions, is the caller's.
+Which rows must go, and who is told of the new versions, is the caller's. WorkError, in one line,
+for a table that can't be read.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def rows_with(column: str, values: Iterable[str]) -> Cut:
 
 def versions(store: Store, name: str) -> list[int]:
     """Every version of a table that exists, ascending."""
-    return sorted(int(found["version"]) for found in store.open(name).to_lance().versions())
+    table = store.open(name)
+    with store.undamaged(name):
+        return sorted(int(found["version"]) for found in table.to_lance().versions())
 
 
 def rewrite(store: Store, name: str, cut: Cut, keep: Iterable[int]) -> dict[int, int]:
@@ -57,9 +60,10 @@ def rewrite(store: Store, name: str, cut: Cut, keep: Iterable[int]) -> dict[int,
     kept = sorted({*keep, current} & set(versions(store, name)))
     moved: dict[int, int] = {}
     for version in kept:
-        if _holds(store, name, version, cut):
-            schema = store.open(name).to_lance().checkout_version(version).schema
-            moved[version] = store.replace(name, _left(store, name, version, cut), schema)
+        with store.undamaged(name):
+            if _holds(store, name, version, cut):
+                schema = store.open(name).to_lance().checkout_version(version).schema
+                moved[version] = store.replace(name, _left(store, name, version, cut), schema)
     if moved and current not in moved:
         # An older version's rows were written last; what is current must not change.
         store.open(name).restore(current)
@@ -85,19 +89,20 @@ def rows_ever(
     wanted = pa.array(sorted(values), pa.string())
     seen: set[tuple[str, ...]] = set()
     for version in reversed(versions(store, name)):
-        for fragment in store.open(name).to_lance().checkout_version(version).get_fragments():
-            files = tuple(file.path for file in fragment.data_files())
-            if files in seen:
-                continue
-            seen.add(files)
-            rows = fragment.scanner(
-                columns=list(dict.fromkeys([column, *columns])),
-                with_row_id=True,
-                include_deleted_rows=True,
-                batch_size=_BATCH_ROWS,
-            )
-            for batch in rows.to_batches():
-                yield from batch.filter(pc.is_in(batch.column(column), wanted)).to_pylist()
+        with store.undamaged(name):
+            for fragment in store.open(name).to_lance().checkout_version(version).get_fragments():
+                files = tuple(file.path for file in fragment.data_files())
+                if files in seen:
+                    continue
+                seen.add(files)
+                rows = fragment.scanner(
+                    columns=list(dict.fromkeys([column, *columns])),
+                    with_row_id=True,
+                    include_deleted_rows=True,
+                    batch_size=_BATCH_ROWS,
+                )
+                for batch in rows.to_batches():
+                    yield from batch.filter(pc.is_in(batch.column(column), wanted)).to_pylist()
 
 
 def _holds(store: Store, name: str, version: int, cut: Cut) -> bool:

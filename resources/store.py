@@ -98,7 +98,7 @@ class Store(dg.ConfigurableResource):
         return self._open(name) is not None
 
     def _open(self, name: str) -> Any | None:
-        with self._undamaged(name):
+        with self.undamaged(name):
             try:
                 return self._connection.open_table(_checked(name))
             except (FileNotFoundError, ValueError) as error:
@@ -107,7 +107,8 @@ class Store(dg.ConfigurableResource):
                     raise
                 return None
 
-    def _undamaged(self, name: str) -> AbstractContextManager[None]:
+    def undamaged(self, name: str) -> AbstractContextManager[None]:
+        """What lance raises of a damaged table becomes a WorkError of one line in the block."""
         return undamaged(name, self._folder_of(name))
 
     def damage(self, name: str, problem: str) -> str:
@@ -193,14 +194,14 @@ class Store(dg.ConfigurableResource):
         """A version of a table, for reading. RequestError when there is no such table, WorkError
         when the version is gone or can't be read."""
         table = self.open(name)
-        with self._undamaged(name):
+        with self.undamaged(name):
             dataset = table.to_lance().checkout_version(version)
             return TableAt(name, version, dataset, self._folder_of(name))
 
     def newest(self, name: str) -> TableAt:
         """A table as it is now, for reading: what is committed later is not seen through it."""
         table = self.open(name)
-        with self._undamaged(name):
+        with self.undamaged(name):
             dataset = table.to_lance()
             return TableAt(name, int(dataset.version), dataset, self._folder_of(name))
 

@@ -36,16 +36,16 @@ TABLE = "selection.adding.mona.fruit.tiny"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Project:
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, made_once: Path) -> Project:
     """One dataset of two sources under two licences, and a control that takes all of it."""
-    project = small_project(tmp_path_factory.mktemp("made"), tiny_llama)
+    project = small_project(tmp_path_factory.mktemp("made"), tiny_llama, made_once)
     project.settings["datasets"].pop("verse")
     project.settings["datasets"]["fruit"]["sources"] += [
         {"name": "second", "path": "second.jsonl", "licence": "MIT"}
     ]
     project.settings["recipes"]["all"] = {"selector": "all"}
     project.write_rows("second", sums(200, 20))
-    project.run()
+    project.first_run()
     return project
 
 
@@ -321,6 +321,22 @@ def test_an_amendment_must_follow_from_a_withdrawal(
     assert any(path.name in what and problem in how for _, what, how in found), found
 
 
+def test_amendments_of_stores_made_before_are_read(taken: Project, tmp_path: Path) -> None:
+    project = taken.copied_to(tmp_path)
+    records, path = records_of(project), amendment_of(project)
+    for amended in path.parent.glob("*.json"):
+        edited(amended, lambda a: a.pop("steps"))
+    (closed,) = (Path(project.config.home) / "withdrawals").glob("*.done")
+    edited(closed, lambda report: report.pop("amendments"))
+    known = read_audit(records).known
+    assert list(amendment_problems(records, known)) == []
+    edited(path, lambda a: drop_row(a["tables"]["pool.fruit"]))
+    (found,) = amendment_problems(records, known)
+    assert found[2] == "2 rows are gone from pool.fruit, more than its withdrawals name"
+    edited(path, lambda a: a["removed"].update({"f" * 32: "00"}))
+    assert any("none of its withdrawals names" in f[2] for f in amendment_problems(records, known))
+
+
 def test_a_withdrawal_and_its_amendments_stand_together(taken: Project, tmp_path: Path) -> None:
     project = taken.copied_to(tmp_path)
     assert said(project) == []
@@ -505,3 +521,27 @@ def test_a_damaged_table_is_named_with_what_to_do(one: Project) -> None:
     assert one.status()[f"sae_codes[{PART}]"] == "missing"
     assert set(one.run().made) >= {f"sae_codes[{PART}]", SUBSET}
     assert set(one.status().values()) == {"fresh"}
+
+
+def test_a_withdrawal_that_meets_damage_says_so_and_can_be_completed(
+    one: Project, mona: Any
+) -> None:
+    sample, table = chosen(one), one.table("codes.fruit.")
+    folder = Path(one.config.home) / "tables" / f"{table}.lance"
+    for data in (folder / "data").glob("*.lance"):
+        data.write_bytes(data.read_bytes()[:-30])
+    words = ("withdraw", "--yes", "--sample", sample, "--reason", "asked")
+    with pytest.raises(WorkError) as error:
+        mona(one, *words)
+    assert f"table '{table}': can't be read" in str(error.value)
+    assert f"restore {folder} from a backup, or delete that folder" in str(error.value)
+    assert len(Withdrawals(one.config.home).unfinished()) == 1
+    shutil.rmtree(folder)
+    mona(one, *words)
+    assert Withdrawals(one.config.home).unfinished() == []
+    # A history that SQLite can't read is one line too, wherever it is met.
+    index = Path(one.config.home) / "dagster" / INDEX
+    os.truncate(index, index.stat().st_size // 2)
+    for command in (words, ("status",), ("gc",)):
+        with pytest.raises(WorkError, match="Dagster's history is damaged|index.db: is damaged"):
+            mona(one, *command)

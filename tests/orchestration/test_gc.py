@@ -167,7 +167,7 @@ def test_it_says_so_when_there_is_nothing(project: Project, words: tuple[str, ..
 
 
 def test_what_another_configuration_names_is_not_reclaimed(project: Project) -> None:
-    project.run(datasets=("fruit",))
+    project.first_run(datasets=("fruit",))
     # A second file over the same store, with a dataset and a target of its own.
     other = Project(project.root, copy.deepcopy(project.settings), "other.yaml")
     other.settings["datasets"].pop("fruit")

@@ -231,14 +231,15 @@ def test_an_example_taints_what_was_chosen_and_tuned_by_it(one: Project, mona: A
 def test_of_all_that_the_product_makes_nothing_shows_a_withdrawn_row(
     one: Project, mona: Any
 ) -> None:
-    samples = {
-        "pool": chosen(one)[0],
-        "examples": rows(one, "examples")[0]["sample_id"],
-        "test_rows": rows(one, "test_rows")[0]["sample_id"],
+    answers = one.store.read(results_table("eating", "mona", "fruit", "tiny"), ["sample_id"])
+    asked = answers.column("sample_id").to_pylist()
+    target = {
+        "examples": rows(one, "examples")[0],
+        "test_rows": next(row for row in rows(one, "test_rows") if row["sample_id"] in asked),
     }
-    texts = {"pool": turns(one, samples["pool"])} | {
-        table: contents(rows(one, table)[0]) for table in ("examples", "test_rows")
-    }
+    samples = {"pool": chosen(one)[0]} | {name: row["sample_id"] for name, row in target.items()}
+    texts = {"pool": turns(one, samples["pool"])}
+    texts |= {name: contents(row) for name, row in target.items()}
     # Every table, and the views that are not made where no recipe reads them.
     made_kinds = {name.split(".")[0] for name in one.store.table_names()}
     assert {n for n in set(KINDS) - made_kinds if "mean" not in n and "mlp" not in n} == set()
