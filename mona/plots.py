@@ -231,6 +231,10 @@ def _say_empty(axes: Any, text: str = "no samples") -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
 
 
+# Names are text as they stand: a folder's label may hold dollar signs.
+_SETTINGS = {"hatch.linewidth": 0.7, "text.parse_math": False}
+
+
 def _png(draw: Callable[[Any], None], height: float = 3.4) -> bytes:
     """The bytes of one set of axes, without what varies between two runs."""
     import matplotlib
@@ -240,7 +244,7 @@ def _png(draw: Callable[[Any], None], height: float = 3.4) -> bytes:
     from PIL import Image
 
     # The style "default" shuts out a user's own matplotlibrc.
-    with style.context("default"), matplotlib.rc_context({"hatch.linewidth": 0.7}):
+    with style.context("default"), matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(6.4, height), dpi=100, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()

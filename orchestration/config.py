@@ -20,6 +20,8 @@ from mona.spec import DatasetSpec, LocalPath, ModelSpec, RecipeSpec, Slug, Spec,
 from resources.engine import EngineSpec
 
 CONFIG_VARIABLE = "MONA_CONFIG"
+# A table's name holds up to four names beside its kind; a file's name has at most 255 bytes.
+_MOST_LETTERS = 180
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -64,13 +66,19 @@ class Config(Spec):
         """The root URI, or an absolute folder."""
         if "://" in self.store.root:
             return self.store.root
-        return str((self.path.parent / Path(self.store.root).expanduser()).resolve())
+        try:
+            return str((self.path.parent / Path(self.store.root).expanduser()).resolve())
+        except (OSError, RuntimeError) as error:  # an unknown user, or links in a circle
+            raise RequestError(f"{self.path}: store.root: {self.store.root}: {error}") from error
 
     @property
     def home(self) -> Path:
         """The local folder for Dagster's history, prepared models, locks and scratch."""
         if self.store.home is not None:
-            return Path(self.store.home).resolve()
+            try:
+                return Path(self.store.home).resolve()
+            except (OSError, RuntimeError) as error:
+                raise RequestError(f"{self.path}: store.home: {error}") from error
         if "://" in self.store.root:
             raise RequestError("store.home: is needed where store.root is a URI")
         return Path(self.store_root)
@@ -225,13 +233,44 @@ def _name_faults(config: Config) -> Iterator[str]:
             )
 
 
+def _length_faults(config: Config) -> Iterator[str]:
+    kinds = ("targets", "recipes", "datasets", "models")
+    longest = {kind: max(getattr(config, kind), key=len) for kind in kinds}
+    letters = sum(map(len, longest.values()))
+    if letters > _MOST_LETTERS:
+        names = ", ".join(f"{kind}.{name}" for kind, name in longest.items())
+        yield f"{names}: {letters} letters together, at most {_MOST_LETTERS} make a file's name"
+
+
 def _place_faults(config: Config) -> Iterator[str]:
-    try:
-        _ = config.store_root, config.home
-    except RequestError as error:
-        yield str(error)
-    except (RuntimeError, ValueError, OSError) as error:  # ~nobody, a zero byte, a loop of links
-        yield f"store: {' '.join(str(error).split())}"
+    for key in ("root", "home"):
+        try:
+            given = config.store_root if key == "root" else str(config.home)
+        except RequestError as error:
+            yield str(error)
+            return
+        except (RuntimeError, ValueError, OSError) as error:
+            # ~nobody, a zero byte, a loop of links
+            yield f"store.{key}: {' '.join(str(error).split())}"
+            return
+        if "?" in given and key == "root":
+            # LanceDB takes what follows for a query, and writes elsewhere.
+            yield f"store.root: {given}: '?' can't be in its name"
+        fault = _folder_fault(Path(given)) if "://" not in given else None
+        if fault is not None:
+            yield f"store.{key}: {fault}"
+            return
+
+
+def _folder_fault(path: Path) -> str | None:
+    """Why a path is no folder and can't be made one."""
+    for part in (path, *path.parents):
+        try:
+            if part.is_symlink() or part.exists():
+                return None if part.is_dir() or not part.exists() else f"{part} is no folder"
+        except OSError as error:
+            return f"{part}: {error.strerror}"
+    return None
 
 
 def _cron_faults(config: Config) -> Iterator[str]:
@@ -267,7 +306,11 @@ def load_config(path: str | Path | None = None) -> Config:
     try:
         raw = _parsed(text)
         config = Config.model_validate({**raw, "path": file}, context={"base": file.parent})
-        faults = [*_name_faults(config), *_cron_faults(config), *_place_faults(config)]
+        faults = [
+            fault
+            for look in (_name_faults, _length_faults, _cron_faults, _place_faults)
+            for fault in look(config)
+        ]
     except ValidationError as error:
         faults = _lines(error)
     except RequestError as error:

@@ -28,7 +28,7 @@ from orchestration.configurations import note
 from orchestration.home import build_executor
 from orchestration.logs import build_logger
 from orchestration.notices import build_failure_sensor
-from orchestration.refresh import build_schedules
+from orchestration.refresh import build_follow_up_sensor, build_schedules
 from orchestration.sensors import build_entry_sensor, build_hub_sensor
 from resources.engine import Engine
 from resources.models import Models
@@ -75,12 +75,13 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
     return dg.Definitions(
         assets=[
             *build_entries(config.datasets, config.models, config.targets, partitions),
-            *(with_automation(asset, config) for asset in made),
+            *with_automation(made, config),
         ],
         asset_checks=build_checks(config, partitions),
         sensors=[
             build_entry_sensor(config),
             build_condition_sensor(config),
+            build_follow_up_sensor(config),
             *build_hub_sensor(config),
             *build_failure_sensor(config),
         ],

@@ -244,6 +244,17 @@ def _free_slots(instance: dg.DagsterInstance) -> None:
                 storage.free_concurrency_slots_for_run(run_id)
 
 
+def under_way(instance: dg.DagsterInstance) -> set[tuple[dg.AssetKey, str | None]]:
+    """The asset partitions that runs are making or wait to make."""
+    bury_dead_runs(instance)
+    unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED, *ACTIVE_RUNS.statuses])
+    return {
+        (key, run.tags.get("dagster/partition"))
+        for run in instance.get_runs(filters=unfinished)
+        for key in run.asset_selection or ()
+    }
+
+
 def who(instance: dg.DagsterInstance, run_id: str) -> str:
     """The process of a run, as people read it."""
     lock = _run_lock(instance, run_id)

@@ -248,10 +248,18 @@ class Standing:
 
     def unready(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether something directly above is itself to be made first."""
-        return any(
-            self.state(*parent).status in ("missing", "stale", "waiting")
-            for parent in self.parents(key, partition)
-        )
+        above = (self.state(*it).status for it in self.above(key, partition))
+        return any(status in ("missing", "stale", "waiting") for status in above)
+
+    def above(
+        self, key: dg.AssetKey, partition: str | None, *, with_entries: bool = False
+    ) -> list[tuple[dg.AssetKey, str | None]]:
+        """The `parents` of a partition, and the pools that an SAE trains on, from which it has no
+        edge."""
+        found = list(self.parents(key, partition, with_entries=with_entries))
+        if key == SAE and partition is not None:
+            found += [(RAW_POOL, d) for d in self.config.models[partition].sae.sample_datasets]
+        return found
 
     def failed_check(self, key: dg.AssetKey, partition: str | None) -> str | None:
         """What the first failed blocking check directly above this partition found.

@@ -6,10 +6,13 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.entries import entry_versions
-from assets.keys import RAW_POOL, examples, label
+from assets.keys import RAW_POOL, SAE, examples, label
 from mona.errors import MonaError
 from mona.spec import Hub
+from orchestration.asking import TRIES, Asking
 from orchestration.config import Config
+from orchestration.home import bury_dead_runs, under_way
+from orchestration.limits import check_again, moved_limits
 from resources.models import Models
 from resources.records import Records
 from resources.sources import Sources
@@ -67,7 +70,7 @@ def build_hub_sensor(config: Config) -> list[dg.SensorDefinition]:
     def hub_revisions(
         context: dg.SensorEvaluationContext, sources: Sources, records: Records
     ) -> dg.SensorResult:
-        requests, silent = [], []
+        found, silent = {}, []
         for (key, partition), parts in watched.items():
             # Compared with what the asset was made from, not with the last tick: a move between
             # the two, or a refresh that failed or was made by hand, would be lost.
@@ -86,16 +89,30 @@ def build_hub_sensor(config: Config) -> list[dg.SensorDefinition]:
                 silent.append(str(error))
                 continue
             if any(read[part] != commit for part, commit in now.items()):
-                # One request a move, though ticks come while it is being made.
-                run_key = " ".join([label(key, partition), made, *now.values()])
-                requests.append(
-                    dg.RunRequest(run_key=run_key, partition_key=partition, asset_selection=[key])
-                )
-        if requests or not silent:
-            for line in silent:
-                context.log.warning(line)
-            return dg.SensorResult(run_requests=requests)
-        return dg.SensorResult(skip_reason="; ".join(silent))
+                state = " ".join([made, *now.values()])
+                found[label(key, partition)] = (key, partition, state)
+        for line in silent:
+            context.log.warning(line)
+        # Asked for again where the run failed: what is there is still of the old commit.
+        asking = Asking.read(context.cursor)
+        busy = {label(*making) for making in under_way(context.instance)} if found else set()
+        tries = asking.look({name: state for name, (_, _, state) in found.items()}, busy)
+        for name in asking.given_up():
+            context.log.warning(f"{name}: asked for {TRIES} times, given up until it moves again")
+        requests = [
+            dg.RunRequest(
+                run_key=f"{name} {state} {tries[name]}",
+                partition_key=partition,
+                asset_selection=[key],
+            )
+            for name, (key, partition, state) in found.items()
+            if name in tries
+        ]
+        return dg.SensorResult(
+            run_requests=requests,
+            skip_reason="; ".join(silent) or None if not requests else None,
+            cursor=asking.cursor(),
+        )
 
     return [hub_revisions]
 
@@ -107,11 +124,19 @@ def build_entry_sensor(config: Config) -> dg.SensorDefinition:
         name="entries",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Records a new version for each entry or source file that changed.",
+        description="Records a new version for each entry or source file that changed, and what "
+        "of a limit that was edited follows for its check; buries runs whose process is gone.",
     )
     def entries(
         context: dg.SensorEvaluationContext, sources: Sources, shelf: Models
     ) -> dg.SensorResult:
+        bury_dead_runs(context.instance)
+        for model in moved_limits(config, context.instance):
+            assert context.repository_def is not None
+            job = context.repository_def.get_implicit_global_asset_job_def()
+            known = context.repository_def.asset_graph.asset_check_keys
+            checks = {check for check in known if check.asset_key == SAE}
+            check_again(job, context.instance, checks, model)
         observed = list(changed_entries(config, context.instance, sources, shelf))
         return dg.SensorResult(asset_events=observed)
 

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,13 +101,31 @@ class Models(dg.ConfigurableResource):
     def _encoder_fields(self, model: ModelSpec) -> dict[str, Any]:
         return {
             "layer": model.layer,
-            "dtype": resolve_dtype(model.dtype, resolve_device(self.device)),
+            "dtype": self._dtype(model),
             "template": model.template,
             "system": model.system,
             "rendering": RENDERING_VERSION,
             "max_length": model.max_length,
             "tokens": model.tokens.model_dump(mode="json"),
         }
+
+    def _dtype(self, model: ModelSpec) -> str:
+        """The dtype that is computed in. What `auto` meant where the home was first used stays:
+        another machine over the same home must not encode every pool anew unasked."""
+        here = resolve_dtype(model.dtype, resolve_device(self.device))
+        if model.dtype != "auto":
+            return here
+        noted = Path(self.home) / "auto_dtype"
+        if not noted.exists():
+            noted.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(noted, here)
+        first = noted.read_text(encoding="ascii").strip()
+        if first != here:
+            _say_once(
+                f"dtype: auto is {first}, as where {self.home} was first used; here it would "
+                f"be {here}: name it in the model's entry to encode anew"
+            )
+        return first
 
     def folder(self, name: str, given: LanguageModel) -> Path:
         """A local folder with config, safetensors and tokenizer; prepared once."""
@@ -238,7 +257,7 @@ class Models(dg.ConfigurableResource):
         return (
             model.folder,
             spec.layer,
-            resolve_dtype(spec.dtype, resolve_device(self.device)),
+            self._dtype(spec),
             resolve_device(self.device),
             spec.template,
             spec.tokens,
@@ -300,6 +319,11 @@ class Models(dg.ConfigurableResource):
             sae.save(target)
         write_whole(target / "record.json", json.dumps({"digest": digest, **figures}, indent=1))
         return digest
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from mona.errors import RequestError, WorkError
 from resources.locks import held
+from resources.root import claim
 from resources.table_at import TableAt, damage, undamaged
 from resources.tables import require_declared
 from resources.withdrawals import Withdrawals
@@ -38,7 +39,19 @@ class Store(dg.ConfigurableResource):
     def _connection(self) -> Any:
         import lancedb
 
-        return lancedb.connect(f"{self.root.rstrip('/')}/tables")
+        connection = lancedb.connect(f"{self.root.rstrip('/')}/tables")
+        if "://" in self.root:
+            try:
+                connection.list_tables(limit=1)
+            except (OSError, RuntimeError, ValueError) as error:
+                # lance ends its sentence with the line of its own source.
+                said = str(error).split(", /")[0].replace("\n", " ")
+                hint = ": set AWS_REGION" if "region" in said else ""
+                raise WorkError(
+                    f"the store at {self.root} can't be reached: {said}{hint}"
+                ) from error
+        claim(self.root, Path(self.home))
+        return connection
 
     def folder(self, *parts: str) -> Path:
         """A local folder under home, made if it is missing."""
