@@ -66,19 +66,13 @@ class Config(Spec):
         """The root URI, or an absolute folder."""
         if "://" in self.store.root:
             return self.store.root
-        try:
-            return str((self.path.parent / Path(self.store.root).expanduser()).resolve())
-        except (OSError, RuntimeError) as error:  # an unknown user, or links in a circle
-            raise RequestError(f"{self.path}: store.root: {self.store.root}: {error}") from error
+        return str((self.path.parent / Path(self.store.root).expanduser()).resolve())
 
     @property
     def home(self) -> Path:
         """The local folder for Dagster's history, prepared models, locks and scratch."""
         if self.store.home is not None:
-            try:
-                return Path(self.store.home).resolve()
-            except (OSError, RuntimeError) as error:
-                raise RequestError(f"{self.path}: store.home: {error}") from error
+            return Path(self.store.home).resolve()
         if "://" in self.store.root:
             raise RequestError("store.home: is needed where store.root is a URI")
         return Path(self.store_root)

@@ -29,6 +29,7 @@ from orchestration.config import Config
 from orchestration.configurations import note
 from orchestration.home_making import make_home
 from orchestration.home_settings import settle_settings
+from orchestration.waits import make_waits_steady
 from resources.locks import held, holder, taken
 from resources.store import Store
 
@@ -80,6 +81,7 @@ def require_room(home: str) -> None:
 def run_here(job: dg.JobDefinition, instance: dg.DagsterInstance, **options: Any) -> None:
     """Runs a job in this process, holding its run's lock; the options are those of
     `execute_in_process`. `tags` may be among them."""
+    make_waits_steady()
     run_id = str(uuid.uuid4())
     tags = {FOREGROUND_TAG: str(os.getpid()), **options.pop("tags", {})}
     with at_work(instance, run_id), _watched(instance, run_id):
@@ -174,6 +176,7 @@ def build_executor() -> dg.ExecutorDefinition:
 
     One process, since a model is then loaded once for all of its steps.
     """
+    make_waits_steady()
     wrapped = dg.in_process_executor
 
     @dg.executor(name=wrapped.name, config_schema=wrapped.config_schema)  # type: ignore[call-overload]

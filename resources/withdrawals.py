@@ -30,7 +30,8 @@ class Withdrawal:
 
     datasets: those whose pools lose a row or a pair. samples and examples: dataset or target
     -> the ids whose text goes. tainted: digest of each record that stands on them -> its
-    asset partition.
+    asset partition. number: its place in the order in which they were opened, from 1; `at` is for
+    people, since clocks are set back.
     """
 
     reason: str
@@ -41,6 +42,7 @@ class Withdrawal:
     samples: dict[str, list[str]] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     tainted: dict[str, str] = field(default_factory=dict)
+    number: int = 0
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Withdrawals:
     def all(self) -> list[Withdrawal]:
         """Every withdrawal, oldest first. WorkError for a file that can't be read."""
         found = [self._read(path) for path in sorted(self._folder.glob("*.json"))]
-        return sorted(found, key=lambda withdrawal: (withdrawal.at, withdrawal.name))
+        return sorted(found, key=lambda w: (w.number, w.at, w.name))
 
     def get(self, name: str) -> Withdrawal | None:
         """The withdrawal of this name, or None."""
@@ -85,7 +87,9 @@ class Withdrawals:
     def open(self, withdrawal: Withdrawal) -> None:
         """Writes a withdrawal: from now on what it names can't come back."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write(self._folder / f"{withdrawal.name}.json", asdict(withdrawal))
+        number = 1 + max((before.number for before in self.all()), default=0)
+        path = self._folder / f"{withdrawal.name}.json"
+        _write(path, {**asdict(withdrawal), "number": number})
 
     def close(self, name: str, report: dict[str, Any]) -> None:
         """Notes that the removal is complete, with what was removed where."""

@@ -28,7 +28,7 @@ from orchestration.home import (
 )
 from resources.locks import taken
 from resources.store import Store
-from tests.orchestration.bare import bare_config
+from tests.orchestration.bare import homed_config
 from tests.resources.test_locks import hold  # noqa: F401
 
 Hold = Callable[..., "subprocess.Popen[str]"]
@@ -37,7 +37,7 @@ STARTED = dg.DagsterRunStatus.STARTED
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return bare_config(tmp_path)
+    return homed_config(tmp_path)
 
 
 @pytest.fixture

@@ -17,17 +17,15 @@ from mona.errors import WorkError
 from orchestration import home_making
 from orchestration.home import open_instance
 from orchestration.home_making import make_home
-from tests.orchestration.bare import bare_config
+from tests.orchestration.bare import bare_config, made_home
 
 INDEX = "history/runs/index.db"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def made() -> Path:
     """A whole home. Copy it."""
-    folder = tmp_path_factory.mktemp("made") / "dagster"
-    make_home(folder)
-    return folder
+    return made_home()
 
 
 @pytest.fixture
