@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

@@ -39,17 +39,15 @@ class Store(dg.ConfigurableResource):
     def _connection(self) -> Any:
         import lancedb
 
-        connection = lancedb.connect(f"{self.root.rstrip('/')}/tables")
-        if "://" in self.root:
-            try:
+        try:
+            connection = lancedb.connect(f"{self.root.rstrip('/')}/tables")
+            if "://" in self.root:
                 connection.list_tables(limit=1)
-            except (OSError, RuntimeError, ValueError) as error:
-                # lance ends its sentence with the line of its own source.
-                said = str(error).split(", /")[0].replace("\n", " ")
-                hint = ": set AWS_REGION" if "region" in said else ""
-                raise WorkError(
-                    f"the store at {self.root} can't be reached: {said}{hint}"
-                ) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            # lance ends its sentence with the line of its own source.
+            said = str(error).split(", /")[0].replace("\n", " ")
+            hint = ": set AWS_REGION" if "region" in said else ""
+            raise WorkError(f"the store at {self.root} can't be reached: {said}{hint}") from error
         claim(self.root, Path(self.home))
         return connection
 

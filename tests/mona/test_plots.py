@@ -152,3 +152,8 @@ def test_the_loss_drawn_is_the_loss_given(monkeypatch: pytest.MonkeyPatch) -> No
     (line,) = axes.lines
     assert line.get_xdata().tolist() == [entry["step"] for entry in LOG]
     assert line.get_ydata().tolist() == [entry["loss"] for entry in LOG]
+
+
+@pytest.mark.parametrize("label", ["web/a$b", "web/$x^2$", "web/$\\frac{", "web/$\\nosuch$", "$$"])
+def test_a_label_with_dollar_signs_is_drawn_as_it_stands(label: str) -> None:
+    assert plots.bars({label: 3, "plain": 2}, {label: 1}).startswith(b"\x89PNG")

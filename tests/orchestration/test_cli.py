@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -254,11 +255,23 @@ def test_a_wrong_request_is_one_line(
     assert says in one_line(done)
 
 
-def test_two_runs_at_once_on_one_partition(project: Project) -> None:
+def test_a_run_waits_for_who_holds_its_table_and_says_so(project: Project) -> None:
     with project.store.lock("pool.fruit"):
-        done = mona(project, "run", "--upto", "raw_pool", "--dataset", "fruit")
-    assert done.returncode == 1
-    assert "another run is working on it" in one_line(done)
+        command = [sys.executable, "-m", "orchestration.cli", "run", "--upto", "raw_pool"]
+        run = subprocess.Popen(
+            [*command, "--dataset", "fruit", "--config", str(project.config_path)],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert run.stderr is not None
+        said = ""
+        while "waiting: pool.fruit: another run is working on it" not in said:
+            said = run.stderr.readline()
+            assert said, "the run ended"
+        assert f"process {os.getpid()} on " in said
+    _, rest = run.communicate()
+    assert run.returncode == 0, rest
 
 
 def test_unknown_names_are_requests_gone_wrong(project: Project) -> None:
