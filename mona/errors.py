@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class MonaError(Exception):
@@ -22,7 +23,12 @@ class PassingError(WorkError):
 
 
 class TakenError(PassingError):
-    """Another process is at work on it; passes when that one ends."""
+    """Another process is at work on it; passes when that one ends. `lock` is the file that it
+    holds until then, where it is one."""
+
+    def __init__(self, message: str, lock: Path | None = None) -> None:
+        super().__init__(message)
+        self.lock = lock
 
 
 class Faults(RequestError):  # noqa: N818 (the plural of what each is)

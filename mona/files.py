@@ -140,7 +140,9 @@ def refuse_existing(path: Path, force: bool) -> None:
 def write_whole(path: Path, body: str | bytes) -> None:
     """Writes a file in an existing folder, text as UTF-8: whoever reads it, whenever this
     process or the machine stops, finds the old content or the new."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Of the name only a digest: it may be as long as the file system allows.
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    partial = path.with_name(f".{name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
             stream.write(body.encode("utf-8") if isinstance(body, str) else body)

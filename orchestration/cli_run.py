@@ -221,8 +221,9 @@ def status(
     recipes: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Each partition: fresh, stale (and why), missing, waiting for its upstream, tainted by a
-    withdrawal until it is made again, or retired: configured no more."""
+    """Each partition: fresh, stale (and why), missing, waiting for its upstream, failed (a check,
+    with its figure), blocked by one that failed, tainted by a withdrawal until it is made again,
+    or retired: configured no more."""
     config = load_config(config_path)
     from orchestration.definitions import build_definitions, build_resources
     from orchestration.home import open_instance

@@ -248,27 +248,34 @@ def _length_faults(config: Config) -> Iterator[str]:
 
 
 def _place_faults(config: Config) -> Iterator[str]:
-    """What keeps root or home from being a folder."""
-    if "?" in config.store.root:
-        # LanceDB takes what follows for a query, and writes elsewhere.
-        yield f"store.root: {config.store.root}: '?' can't be in its name"
-    try:
-        local = {} if "://" in config.store_root else {"store.root": Path(config.store_root)}
-        if config.store.home is not None or not local:
-            local["store.home"] = config.home
-    except RequestError as error:
-        yield str(error)
-        return
-    except (RuntimeError, ValueError, OSError) as error:  # ~nobody, a zero byte, a loop of links
-        yield f"store: {' '.join(str(error).split())}"
-        return
-    for key, path in local.items():
-        for part in (path, *path.parents):
-            try:
-                if not part.is_dir() and (part.exists() or part.is_symlink()):
-                    yield f"{key}: {part} is no folder"
-            except OSError as error:
-                yield f"{key}: {part}: {error.strerror}"
+    for key in ("root", "home"):
+        try:
+            given = config.store_root if key == "root" else str(config.home)
+        except RequestError as error:
+            yield str(error)
+            return
+        except (RuntimeError, ValueError, OSError) as error:
+            # ~nobody, a zero byte, a loop of links
+            yield f"store.{key}: {' '.join(str(error).split())}"
+            return
+        if "?" in given and key == "root":
+            # LanceDB takes what follows for a query, and writes elsewhere.
+            yield f"store.root: {given}: '?' can't be in its name"
+        fault = _folder_fault(Path(given)) if "://" not in given else None
+        if fault is not None:
+            yield f"store.{key}: {fault}"
+            return
+
+
+def _folder_fault(path: Path) -> str | None:
+    """Why a path is no folder and can't be made one."""
+    for part in (path, *path.parents):
+        try:
+            if part.is_symlink() or part.exists():
+                return None if part.is_dir() or not part.exists() else f"{part} is no folder"
+        except OSError as error:
+            return f"{part}: {error.strerror}"
+    return None
 
 
 def _cron_faults(config: Config) -> Iterator[str]:
@@ -304,8 +311,11 @@ def load_config(path: str | Path | None = None) -> Config:
     try:
         raw = _parsed(text)
         config = Config.model_validate({**raw, "path": file}, context={"base": file.parent})
-        checks = (_name_faults, _length_faults, _place_faults, _cron_faults)
-        faults = [fault for check in checks for fault in check(config)]
+        faults = [
+            fault
+            for look in (_name_faults, _length_faults, _cron_faults, _place_faults)
+            for fault in look(config)
+        ]
     except ValidationError as error:
         faults = _lines(error)
     except RequestError as error:

@@ -25,6 +25,7 @@ from orchestration.home import (
 from orchestration.limits import check_again
 from orchestration.planner import Choice, Standing, Step, label, states, steps
 from orchestration.sensors import changed_entries
+from resources.locks import taken
 from resources.withdrawals import Withdrawals
 
 
@@ -172,6 +173,9 @@ def _when_free(work: Callable[[], None]) -> None:
         except TakenError as error:
             said(str(error))
             time.sleep(LOOK_SECONDS)
+            while error.lock is not None and taken(error.lock):
+                said(str(error))
+                time.sleep(LOOK_SECONDS)
 
 
 def _wait_for_places(standing: Standing, due: list[dg.AssetKey], partition: str | None) -> bool:

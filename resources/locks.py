@@ -29,6 +29,13 @@ def held(path: Path, what: str, *, wait_seconds: float = 0) -> Iterator[None]:
     TakenError, naming the holder, when another process or another block has it, at once unless
     asked to wait; WorkError where the file system has no locks. `what` is named in the message.
     """
+    with _locked(path, what, wait_seconds):
+        _note(path).write_text(json.dumps(_identity()), encoding="utf-8")
+        yield
+
+
+@contextmanager
+def _locked(path: Path, what: str, wait_seconds: float) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     # Its fallback would be a file that outlives a killed process.
@@ -36,13 +43,11 @@ def held(path: Path, what: str, *, wait_seconds: float = 0) -> Iterator[None]:
     try:
         lock.acquire(timeout=wait_seconds)
     except Timeout:
-        raise TakenError(
-            f"{what}: another run is working on it ({holder(path)}); wait or stop it"
-        ) from None
+        said = f"{what}: another run is working on it ({holder(path)}); wait or stop it"
+        raise TakenError(said, path) from None
     except (NotImplementedError, OSError) as error:
         raise WorkError(f"{path}: can't be locked ({error})") from error
     try:
-        _note(path).write_text(json.dumps(_identity()), encoding="utf-8")
         yield
     finally:
         lock.release()
@@ -53,7 +58,7 @@ def taken(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with held(path, path.stem):
+        with _locked(path, path.stem, 0):
             return False
     except TakenError:
         return True

@@ -63,7 +63,8 @@ class Store(dg.ConfigurableResource):
         WorkError when a withdrawal is not complete: what is written then could hold what it
         takes out. Only the withdrawal itself is `withdrawing`.
         """
-        with held(self.folder("locks") / f"{_checked(name)}.lock", name):
+        # Who only asks whether it is free has it for a moment.
+        with held(self.folder("locks") / f"{_checked(name)}.lock", name, wait_seconds=0.2):
             pending = [] if withdrawing else Withdrawals(self.home).unfinished()
             if pending:
                 raise WorkError(

@@ -43,3 +43,9 @@ def test_a_file_is_written_whole_or_not_at_all(
         write_whole(path, "third")
     assert [file.name for file in tmp_path.iterdir()] == ["kept.json"]
     assert path.read_bytes() == b"zweite"
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127])
+def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path, name: str) -> None:
+    write_whole(tmp_path / name, "body")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "body")]

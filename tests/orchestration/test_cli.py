@@ -255,6 +255,16 @@ def test_a_wrong_request_is_one_line(
     assert says in one_line(done)
 
 
+def test_a_failed_check_of_a_first_run_is_one_line_with_its_figure(project: Project) -> None:
+    project.settings["models"]["tiny"]["sae"]["max_fvu"] = 1e-9
+    done = mona(project, "run", "--upto", "sae")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("mona: sae[tiny]: check explains_variance failed: FVU 0.")
+    assert last.endswith("or raise models.tiny.sae.max_fvu")
+
+
 def test_a_run_waits_for_who_holds_its_table_and_says_so(project: Project) -> None:
     with project.store.lock("pool.fruit"):
         command = [sys.executable, "-m", "orchestration.cli", "run", "--upto", "raw_pool"]

@@ -157,6 +157,7 @@ def test_a_sound_home_of_an_older_version_keeps_its_history_and_settings(
     assert (home / "dagster.yaml").read_text() == settings
 
 
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # the children don't use it
 def test_first_openings_at_once_all_succeed(tmp_path: Path) -> None:
     config, processes = bare_config(tmp_path), 3
     children = []

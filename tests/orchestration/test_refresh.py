@@ -109,8 +109,16 @@ def test_a_failed_blocking_check_stops_the_daemon_too(project: Project, daemon: 
         }
     # Two datasets: codes and selections were made twice before, and never after.
     assert counts == {"sae": 2, "sae_codes": 2, "adding/prototype": 1, "adding/mona/selection": 2}
-    with pytest.raises(WorkError, match="explains_variance failed"):
+    with pytest.raises(WorkError, match=r"sae\[tiny\]: check explains_variance failed: FVU 0\.\d"):
         project.run()
+    shown = project.status()
+    assert shown["sae[tiny]"] == "failed"
+    # Raised as the line advises, the limit is enough: what follows is made, no SAE is trained.
+    project.settings["models"]["tiny"]["sae"]["max_fvu"] = 2.0
+    made = project.run()
+    assert "sae[tiny]" in made.fresh
+    assert "sae_codes[fruit|tiny]" in made.made
+    assert set(project.status().values()) == {"fresh"}
 
 
 def test_a_sweep_finds_what_no_condition_saw(project: Project, daemon: Daemon) -> None:

@@ -96,7 +96,8 @@ def test_tables_lie_under_a_root_of_any_name(tmp_path: Path, name: str) -> None:
     table = pa.table({"sample_id": ["a", "b"]})
     version = store.replace("pool.a", table.to_batches(), table.schema)
     assert store.sample_ids("pool.a", version=version).to_pylist() == ["a", "b"]
-    assert store.take("pool.a", [1], ["sample_id"])["sample_id"].to_pylist() == ["b"]
+    found = store.at("pool.a", version).take([1], ["sample_id"])
+    assert found["sample_id"].to_pylist() == ["b"]
     for path in store.files("pool.a", version):
         with store.open_file("pool.a", path) as stream:
             assert stream.read()
