@@ -36,16 +36,16 @@ TABLE = "selection.adding.mona.fruit.tiny"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Project:
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, made_once: Path) -> Project:
     """One dataset of two sources under two licences, and a control that takes all of it."""
-    project = small_project(tmp_path_factory.mktemp("made"), tiny_llama)
+    project = small_project(tmp_path_factory.mktemp("made"), tiny_llama, made_once)
     project.settings["datasets"].pop("verse")
     project.settings["datasets"]["fruit"]["sources"] += [
         {"name": "second", "path": "second.jsonl", "licence": "MIT"}
     ]
     project.settings["recipes"]["all"] = {"selector": "all"}
     project.write_rows("second", sums(200, 20))
-    project.run()
+    project.first_run()
     return project
 
 
