@@ -55,15 +55,8 @@ class Scope:
     @classmethod
     def of(cls, config: Config, sources: Sources, shelf: Models) -> Scope:
         """All of it."""
-        return cls(
-            config,
-            sources,
-            shelf,
-            tuple(config.datasets),
-            tuple(config.models),
-            tuple(config.targets),
-            tuple(config.recipes),
-        )
+        parts = (config.datasets, config.models, config.targets, config.recipes)
+        return cls(config, sources, shelf, *map(tuple, parts))
 
 
 Check = Callable[[Scope], Iterator[str]]

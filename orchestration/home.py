@@ -28,6 +28,7 @@ from assets.retries import FOREGROUND_TAG
 from mona.errors import TakenError, WorkError
 from orchestration.config import Config
 from orchestration.configurations import note
+from orchestration.engines import share_engines
 from orchestration.home_making import make_home
 from orchestration.home_settings import settle_settings
 from orchestration.waits import make_waits_steady
@@ -69,6 +70,7 @@ def open_instance(config: Config) -> Iterator[dg.DagsterInstance]:
     require_room(str(config.home))
     note(config)
     os.environ["DAGSTER_HOME"] = home = dagster_home(config)
+    share_engines()
     try:
         with dg.DagsterInstance.get() as instance:
             yield instance

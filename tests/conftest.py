@@ -117,13 +117,17 @@ def _save_tiny_llama(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-# Every model folder and every project with a store comes from one of these.
+# Every model folder and every project comes from one of these fixtures; a store made without them
+# takes its class.
 _HEAVY_FIXTURES = {"smollm2", "tiny_llama"}
+_HEAVY_NAMES = {"Store"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as `quick` what asks, directly or not, for no fixture that makes a model or a store."""
+    """Marks as `quick` what needs neither a model nor a store."""
     for item in items:
         long = item.get_closest_marker("acceptance") or item.get_closest_marker("experiment")
-        if not long and not _HEAVY_FIXTURES & set(getattr(item, "fixturenames", ())):
+        heavy = _HEAVY_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        names = _HEAVY_NAMES.intersection(dir(getattr(item, "module", None)))
+        if not (long or heavy or names):
             item.add_marker(pytest.mark.quick)

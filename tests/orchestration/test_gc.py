@@ -205,7 +205,7 @@ def test_what_another_configuration_names_is_not_reclaimed(project: Project) -> 
 
 def test_encodings_of_rows_that_left_go_and_all_stays_fresh(project: Project) -> None:
     project.settings["datasets"].pop("verse")
-    project.run()
+    project.first_run()
     project.write_rows("fruit", project.rows("fruit")[6:])
     project.run()
     codes = project.table("codes.fruit.tiny.")

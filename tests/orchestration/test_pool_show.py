@@ -109,7 +109,7 @@ def test_a_refresh_that_would_lose_many_samples_replaces_nothing(project: Projec
 
 
 def test_source_files_read_again_are_compared_with_the_record(project: Project) -> None:
-    project.run(datasets=("fruit",), upto="raw_pool")
+    project.first_run(datasets=("fruit",), upto="raw_pool")
     config = load_config(project.config_path)
     records = build_resources(config)["records"]
     assert list(changed_sources(config, records)) == []

@@ -38,16 +38,16 @@ TABLE = "selection.adding.mona.fruit.tiny"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Project:
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, made_once: Path) -> Project:
     """One dataset of two sources, run twice: two selections pin two versions of the tables."""
-    project = small_project(tmp_path_factory.mktemp("made"), tiny_llama)
+    project = small_project(tmp_path_factory.mktemp("made"), tiny_llama, made_once)
     project.settings["datasets"].pop("verse")
     project.settings["datasets"]["fruit"]["sources"].append(
         {"name": "second", "path": "second.jsonl", "licence": "MIT"}
     )
     project.settings["recipes"]["random"] = {"selector": "random", "budget": {"count": 10}}
     project.write_rows("second", sums(20, 50))  # 40 of them are in the first source too
-    project.run()
+    project.first_run()
     project.write_rows("fruit", [*project.rows("fruit"), *sums(200, 4)])
     project.run()
     return project
