@@ -88,7 +88,11 @@ def boards(config: Config, instance: dg.DagsterInstance, target: str | None = No
 
 def _tables(made: dg.AssetMaterialization) -> dict[str, list[dict[str, Any]]]:
     return {
-        name: [dict(record.data) for record in value.value.records]
+        name: [
+            # Dagster's history sorts a record's keys; the table's own order is in its schema.
+            {column.name: record.data.get(column.name) for column in value.schema.columns}
+            for record in value.value.records
+        ]
         for name, value in made.metadata.items()
         if isinstance(value, dg.TableMetadataValue)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,13 +27,10 @@ Settings = dict[str, Any]
 
 
 @pytest.fixture
-def light(tmp_path: Path) -> Project:
-    """The small project over a folder that has a model's files, and no model."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 5, "hidden_size": 32}))
-    (folder / "model.safetensors").write_bytes(b"\0" * 16)
-    return small_project(tmp_path, folder)
+def light(tmp_path: Path, tiny_llama: Path) -> Project:
+    """The small project over a copy of its model, which may be damaged."""
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    return small_project(tmp_path, tmp_path / "model")
 
 
 def found(project: Project) -> list[str]:
