@@ -168,6 +168,11 @@ def test_one_bad_file_among_good_ones_is_no_fault(light: Project) -> None:
                 sae={"load": {"path": "."}, "quality_datasets": ["fruit"]}
             ),
         ),
+        (
+            "sae-lens",
+            "sae_lens",
+            lambda s: s["models"]["tiny"].update(sae={"train": {"datasets": ["fruit"]}}),
+        ),
     ],
 )
 def test_a_group_of_packages_that_is_not_installed_is_named(
@@ -178,6 +183,11 @@ def test_a_group_of_packages_that_is_not_installed_is_named(
     change: Callable[[Settings], None],
 ) -> None:
     there = check.find_spec
+    if extra == "sae-lens":
+        light.settings["models"]["tiny"]["sae"] = {
+            "load": {"path": ".", "format": "eleuther"},
+            "quality_datasets": ["fruit"],
+        }
     monkeypatch.setattr(check, "find_spec", lambda name: None if name == module else there(name))
     assert not any("optional group" in line for line in found(light))
     change(light.settings)
