@@ -111,6 +111,8 @@ def next_commands(config: Config, made: list[dict[str, Any]], with_boards: bool)
             f"{program} select show {subset}",
             f"{program} export {subset} --format jsonl --out subset.jsonl",
         ]
+    else:
+        found.append(f"{program} run")
     if with_boards:
         found.append(f"{program} leaderboard")
     found.append(f"{program} ui")

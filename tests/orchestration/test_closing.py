@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 Captured = pytest.CaptureFixture[str]
 
 
+@pytest.fixture(autouse=True)
+def _bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --quiet sets for its process does not outlive a test."""
+    monkeypatch.setenv("TQDM_DISABLE", "")
+
+
 @pytest.fixture
 def ranked(tmp_path: Path) -> Project:
     """A project with a leaderboard in its history, as the asset reports it; nothing was run."""
@@ -94,6 +100,23 @@ def test_a_run_ends_with_what_was_made_and_what_to_do(project: Project, capsys: 
         "fruit",
         10,
     )
+
+
+def test_verbose_shows_dagsters_lines_and_quiet_nothing(
+    project: Project, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestration.logs._shown", False)
+    words = ["run", "--upto", "raw_pool", "--config", str(project.config_path)]
+    assert exit_code(cli, [*words, "--dataset", "fruit", "--verbose"]) == 0
+    err = capsys.readouterr().err
+    assert "STEP_SUCCESS" in err
+    assert "making raw_pool[fruit]" in err
+    monkeypatch.setattr("orchestration.logs._shown", False)
+    assert exit_code(cli, [*words, "--dataset", "verse", "--quiet"]) == 0
+    err = capsys.readouterr().err
+    assert "making" not in err
+    assert "reading" not in err
+    assert "STEP" not in err
 
 
 def test_the_commands_name_what_is_needed(
