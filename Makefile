@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --no-compile $(TORCH)
-	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.'
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[sae-lens]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp

@@ -131,9 +131,16 @@ def train_sae(
 
 def _trainer(d: int, spec: SaeTraining, steps: int, device: str | torch.device) -> Any:
     import torch
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
+
+    try:
+        from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+        from sae_lens.config import SAETrainerConfig
+        from sae_lens.training.sae_trainer import SAETrainer
+    except ImportError as error:
+        raise RequestError(
+            "training an SAE needs the optional group 'sae-lens': "
+            "pip install 'mona-select[sae-lens]'"
+        ) from error
 
     # The default, chosen aloud: torch warns where nobody chose.
     torch.sparse.check_sparse_tensor_invariants.disable()

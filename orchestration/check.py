@@ -124,8 +124,10 @@ def _extras(scope: Scope) -> Iterator[str]:
         if any(source.hub for source in config.datasets[name].sources):
             needed.append((f"datasets.{name}", _HUB))
     for name in scope.models:
-        load = config.models[name].sae.load
-        if load is not None and load.format == "sae_lens":
+        sae = config.models[name].sae
+        if sae.train is not None:
+            needed.append((f"models.{name}.sae.train", _SAE_LENS))
+        elif sae.load is not None and sae.load.format == "sae_lens":
             needed.append((f"models.{name}.sae.load", _SAE_LENS))
     told = set()
     for where, (extra, modules) in needed:

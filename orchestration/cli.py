@@ -6,7 +6,6 @@ The groups of commands are the modules `cli_*` beside; how a command ends is `ou
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -98,17 +97,18 @@ def show(
 def summary(config_path: str | None, as_json: bool) -> None:
     """For every selection made: its largest sources and its five best rows."""
     config = load_config(config_path)
-    from assets.keys import subsets
+    from orchestration.closing import made_subsets
+    from orchestration.definitions import build_resources
 
+    resources = build_resources(config)
     found = []
-    for (target, recipe), dataset, model in itertools.product(
-        subsets(config.targets, config.recipes), config.datasets, config.models
-    ):
-        _, rows = _chosen(config, f"{target}/{recipe}", dataset, model)
+    for made in made_subsets(config, resources["records"], resources["store"]):
+        subset, dataset, model = made["subset"], made["dataset"], made["model"]
+        _, rows = _chosen(config, subset, dataset, model)
         counts = Counter(row["source"] for row in rows).most_common(8)
         found.append(
             {
-                "subset": f"{target}/{recipe}",
+                "subset": subset,
                 "dataset": dataset,
                 "model": model,
                 "samples": len(rows),
@@ -118,7 +118,7 @@ def summary(config_path: str | None, as_json: bool) -> None:
         )
         if not as_json:
             top = printable(", ".join(f"{source} {count}" for source, count in counts))
-            click.echo(f"\n{target}/{recipe} from {dataset} by {model}: {len(rows)} samples")
+            click.echo(f"\n{subset} from {dataset} by {model}: {len(rows)} samples")
             click.echo(f"  largest sources: {top}")
             for row in rows[:5]:
                 text = printable(_one_line(row["messages"], 110))
@@ -126,6 +126,8 @@ def summary(config_path: str | None, as_json: bool) -> None:
                 click.echo(f"  {row['rank']}. {row['score']:.4f} {source}: {text}")
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
+    elif not found:
+        click.echo("no selection was made yet: mona run first")
 
 
 @cli.command()

@@ -88,7 +88,11 @@ def boards(config: Config, instance: dg.DagsterInstance, target: str | None = No
 
 def _tables(made: dg.AssetMaterialization) -> dict[str, list[dict[str, Any]]]:
     return {
-        name: [dict(record.data) for record in value.value.records]
+        name: [
+            # Dagster's history sorts a record's keys; the table's own order is in its schema.
+            {column.name: record.data.get(column.name) for column in value.schema.columns}
+            for record in value.value.records
+        ]
         for name, value in made.metadata.items()
         if isinstance(value, dg.TableMetadataValue)
     }
@@ -107,6 +111,8 @@ def next_commands(config: Config, made: list[dict[str, Any]], with_boards: bool)
             f"{program} select show {subset}",
             f"{program} export {subset} --format jsonl --out subset.jsonl",
         ]
+    else:
+        found.append(f"{program} run")
     if with_boards:
         found.append(f"{program} leaderboard")
     found.append(f"{program} ui")

@@ -118,6 +118,9 @@ def steps(config: Config, choice: Choice) -> list[Step]:
         ]
     )
     planned = [Step((RAW_POOL,), dataset) for dataset in read]
+    if depth >= UPTO.index("examples"):
+        # Before any model runs: a target that can't be read is known after seconds.
+        planned += [Step((examples(target),), None) for target in chosen.targets]
     if depth >= 1 and chosen.upto != "examples":
         planned += [Step((SAE,), model) for model in chosen.models]
     multi = [
@@ -128,8 +131,6 @@ def steps(config: Config, choice: Choice) -> list[Step]:
     if depth >= UPTO.index("selection") or chosen.upto in ("activations", "sae_codes"):
         keys = (ACTIVATIONS,) if chosen.upto == "activations" else (ACTIVATIONS, SAE_CODES)
         planned += [Step(keys, key) for key in multi]
-    if depth >= UPTO.index("examples"):
-        planned += [Step((examples(target),), None) for target in chosen.targets]
     if depth >= UPTO.index("prototype"):
         planned += [
             Step((prototype(target),), model)

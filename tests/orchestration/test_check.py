@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,13 +27,10 @@ Settings = dict[str, Any]
 
 
 @pytest.fixture
-def light(tmp_path: Path) -> Project:
-    """The small project over a folder that has a model's files, and no model."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 5, "hidden_size": 32}))
-    (folder / "model.safetensors").write_bytes(b"\0" * 16)
-    return small_project(tmp_path, folder)
+def light(tmp_path: Path, tiny_llama: Path) -> Project:
+    """The small project over a copy of its model, which may be damaged."""
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    return small_project(tmp_path, tmp_path / "model")
 
 
 def found(project: Project) -> list[str]:
@@ -170,6 +168,11 @@ def test_one_bad_file_among_good_ones_is_no_fault(light: Project) -> None:
                 sae={"load": {"path": "."}, "quality_datasets": ["fruit"]}
             ),
         ),
+        (
+            "sae-lens",
+            "sae_lens",
+            lambda s: s["models"]["tiny"].update(sae={"train": {"datasets": ["fruit"]}}),
+        ),
     ],
 )
 def test_a_group_of_packages_that_is_not_installed_is_named(
@@ -180,6 +183,11 @@ def test_a_group_of_packages_that_is_not_installed_is_named(
     change: Callable[[Settings], None],
 ) -> None:
     there = check.find_spec
+    if extra == "sae-lens":
+        light.settings["models"]["tiny"]["sae"] = {
+            "load": {"path": ".", "format": "eleuther"},
+            "quality_datasets": ["fruit"],
+        }
     monkeypatch.setattr(check, "find_spec", lambda name: None if name == module else there(name))
     assert not any("optional group" in line for line in found(light))
     change(light.settings)

@@ -296,6 +296,11 @@ def test_dry_run_plans_without_work(project: Project) -> None:
     plan = json.loads(done.stdout)
     rows = plan["steps"]
     assert plan["fetch"] == []
-    assert [row["asset"] for row in rows][:3] == ["raw_pool[fruit]", "raw_pool[verse]", "sae[tiny]"]
+    assert [row["asset"] for row in rows][:4] == [
+        "raw_pool[fruit]",
+        "raw_pool[verse]",
+        "adding/examples",
+        "sae[tiny]",
+    ]
     assert {row["status"] for row in rows} <= {"missing", "waiting"}
     assert project.store.table_names() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,12 @@ from tests.orchestration.conftest import Project, measured_project, small_projec
 
 ROOT = Path(__file__).resolve().parents[2]
 Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --quiet sets for its process does not outlive a test."""
+    monkeypatch.setenv("TQDM_DISABLE", "")
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_a_run_ends_with_what_was_made_and_what_to_do(project: Project, capsys: 
     shown = capsys.readouterr()
     assert "making sae[tiny]" in shown.err
     lines = shown.out.splitlines()
-    assert lines[0].startswith("6 made, 0 were fresh, 0 min")
+    assert re.fullmatch(r"7 made, 0 were fresh, \d+ min \d+ s", lines[0])
     assert f"subsets, under {project.config.store_root}:" in lines
     row = next(line for line in lines if line.startswith("adding/mona"))
     assert row.split()[:4] == ["adding/mona", "fruit", "tiny", "10"]
@@ -75,17 +82,41 @@ def test_a_run_ends_with_what_was_made_and_what_to_do(project: Project, capsys: 
         assert Path(called).name == "mona"
         assert exit_code(cli, [rest[0], "-h"]) == 0
     capsys.readouterr()
-    assert (project.config.home / "logs" / "dagster.log").read_text().count("STEP_SUCCESS") == 5
+    assert (project.config.home / "logs" / "dagster.log").read_text().count("STEP_SUCCESS") == 6
     # Fresh: nothing is repeated, and no bar was ever asked for.
     assert exit_code(cli, [*words, "--quiet"]) == 0
     shown = capsys.readouterr()
-    assert shown.out == "0 made, 6 were fresh\n"
+    assert shown.out == "0 made, 7 were fresh\n"
     assert shown.err == ""
     assert exit_code(cli, [*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["made"] == []
     assert told["subsets"][0]["samples"] == 10
-    assert exit_code(cli, ["select", "summary", "--json", *words[3:]]) == 1  # verse was not made
+    # Of verse no selection was made.
+    assert exit_code(cli, ["select", "summary", "--json", *words[3:]]) == 0
+    (summary,) = json.loads(capsys.readouterr().out)
+    assert (summary["subset"], summary["dataset"], summary["samples"]) == (
+        "adding/mona",
+        "fruit",
+        10,
+    )
+
+
+def test_verbose_shows_dagsters_lines_and_quiet_nothing(
+    project: Project, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestration.logs._shown", False)
+    words = ["run", "--upto", "raw_pool", "--config", str(project.config_path)]
+    assert exit_code(cli, [*words, "--dataset", "fruit", "--verbose"]) == 0
+    err = capsys.readouterr().err
+    assert "STEP_SUCCESS" in err
+    assert "making raw_pool[fruit]" in err
+    monkeypatch.setattr("orchestration.logs._shown", False)
+    assert exit_code(cli, [*words, "--dataset", "verse", "--quiet"]) == 0
+    err = capsys.readouterr().err
+    assert "making" not in err
+    assert "reading" not in err
+    assert "STEP" not in err
 
 
 def test_the_commands_name_what_is_needed(

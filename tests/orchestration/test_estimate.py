@@ -25,6 +25,12 @@ _LLAMA = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models here have a config.json and no more."""
+    monkeypatch.setattr("orchestration.check.refuse_faults", lambda scope: None)
+
+
 def planned(config: Path, capsys: Captured) -> dict[str, dict[str, object]]:
     assert exit_code(cli, ["run", "--dry-run", "--json", "--config", str(config)]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -37,7 +43,11 @@ def test_a_plan_from_files_that_no_one_read_yet(tmp_path: Path, capsys: Captured
     (folder / "config.json").write_text(json.dumps(_LLAMA))
     (folder / "model.safetensors").write_bytes(b"\0" * 16)
     project = small_project(tmp_path, folder)
-    project.settings["recipes"]["mona"]["finetune"] = {"epochs": 3, "lora": None}
+    project.settings["recipes"]["mona"]["finetune"] = {
+        "epochs": 3,
+        "lora": None,
+        "dtype": "float32",
+    }
     project.settings["recipes"]["mona"]["budget"] = {"tokens": 1000}
     project.settings["models"]["tiny"]["layer"] = 2
     project.write()

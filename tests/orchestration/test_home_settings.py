@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -32,3 +33,18 @@ def test_dagster_takes_the_settings_and_leaves_the_terminal_alone(
     assert yaml.safe_load(SETTINGS)["compute_logs"]["class"] == "NoOpComputeLogManager"
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert type(instance.compute_log_manager).__name__ == "NoOpComputeLogManager"
+
+
+def test_a_step_keeps_the_terminal(tmp_path: Path) -> None:
+    """Where Dagster captures a step's output it puts a file in the place of descriptor 2."""
+    settle_settings(tmp_path)
+    inside: list[os.stat_result] = []
+
+    @dg.asset
+    def looks() -> None:
+        inside.append(os.fstat(2))
+
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        dg.materialize([looks], instance=instance)
+    outside = os.fstat(2)
+    assert [(seen.st_dev, seen.st_ino) for seen in inside] == [(outside.st_dev, outside.st_ino)]

@@ -60,7 +60,7 @@ def test_off_a_terminal_there_is_a_line_now_and_then_and_one_at_the_end(
             advance(40)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3  # after 10 and 20 seconds, and the last
-    assert lines[0].startswith("reading fruit:  40% 400/1000 rows [00:10<00:15, 40.0 rows/s]")
+    assert lines[0].startswith("reading fruit:  40% 400/1000 rows [00:10<00:15, 40.00 rows/s]")
     assert lines[-1].startswith("reading fruit: 100% 1000/1000 rows")
 
 
