@@ -1,7 +1,7 @@
 """`raw_pool` [dataset]: the canonical samples of one dataset, replaced in one commit."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -10,10 +10,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.describe import picture, provenance, table
+from assets.describe import picture, table
 from assets.keys import DATASET_ENTRY, RAW_POOL, Partitions, label
 from assets.pools import CPU_POOL
 from assets.retries import retried
+from assets.step import finished
 from mona.errors import WorkError
 from mona.fingerprint import fingerprint
 from mona.pool import (
@@ -31,7 +32,8 @@ from mona.tokens import Renderer, SetAside
 from resources.encoding_tables import KEY
 from resources.engine import progress_bar
 from resources.models import Models
-from resources.records import Record, Records, sealed
+from resources.records import Records
+from resources.snapshot import Snapshot
 from resources.sources import Sources
 from resources.store import Store
 from resources.withdrawals import Withdrawals
@@ -80,90 +82,110 @@ def build_raw_pool(
             raise WorkError(f"datasets.{dataset}: every source is withdrawn: remove the dataset")
         revisions: dict[str, str] = {}
         staging = store.folder("scratch", f"pool.{dataset}")
-        with (
-            store.lock(pool_table(dataset)),
-            progress_bar(f"reading {dataset}", None, "rows") as (advance),
-        ):
-            result = build_pool(
-                [source_rows(dataset, source, sources, revisions) for source in present],
-                staging,
-                max_bad_rows=spec.max_bad_rows,
-                withdrawn=withdrawn,
-                subsample=spec.subsample,
-                count_tokens=_token_counter(spec, models, shelf),
-                progress=advance,
-            )
+        with store.lock(pool_table(dataset)):
+            with progress_bar(f"reading {dataset}", None, "rows") as advance:
+                result = build_pool(
+                    [source_rows(dataset, source, sources, revisions) for source in present],
+                    staging,
+                    max_bad_rows=spec.max_bad_rows,
+                    withdrawn=withdrawn,
+                    subsample=spec.subsample,
+                    count_tokens=_token_counter(spec, models, shelf),
+                    progress=advance,
+                )
+            digests = _digests(dataset, present, sources, revisions)
+            if sources.dataset_version(dataset, spec, dict(models)) != entry:
+                raise WorkError(
+                    f"datasets.{dataset}: a file changed while it was read; nothing was replaced: "
+                    "run again once it is whole"
+                )
             fields = _fields(spec)
             if _was_read_as(records, dataset, fields):
-                _refuse_loss(store, dataset, result, spec.max_loss, withdrawn)
-            quarantined = pl.read_parquet(result.quarantine)
-            version = store.replace(
-                pool_table(dataset),
-                pq.ParquetFile(result.parquet).iter_batches(batch_size=8_192),
-                _KEYED_SCHEMA,
+                _refuse_loss(store, records, dataset, result, spec.max_loss, withdrawn)
+            _replace(store, dataset, result)
+            passed_over = _passed_over(dataset, present, sources)
+            accounts = {**result.accounts(), "files passed over": len(passed_over)}
+            made = finished(
+                Snapshot(store, records, {}),
+                RAW_POOL,
+                dataset,
+                result.digest,
+                entries={label(DATASET_ENTRY, dataset): entry},
+                tables=[pool_table(dataset), quarantine_table(dataset)],
+                about={"sources": digests, "revisions": revisions, **accounts, "fields": fields},
+                shown={
+                    **_shown(store, dataset, result),
+                    "account": account(dataset, accounts),
+                    "files passed over": ", ".join(passed_over[:20]) or "none",
+                    "withdrawn sources": len(spec.sources) - len(present),
+                },
             )
-            frame = quarantined.to_arrow(compat_level=pl.CompatLevel.oldest())
-            store.replace(quarantine_table(dataset), frame.to_batches(), frame.schema)
         shutil.rmtree(staging)
-        lengths = np.concatenate(
-            [batch.column(0).to_numpy() for batch in store.scan(pool_table(dataset), ["n_chars"])]
-        )
-        digests = {
-            f"{source.name}/{name}": digest
-            for source in present
-            for name, digest in _origin_digests(dataset, source, sources, revisions)
-        }
-        passed_over = [
-            name
-            for source in present
-            for name in sources.passed_over(source, f"datasets.{dataset}.sources.{source.name}")
-        ]
-        accounts = {**result.accounts(), "files passed over": len(passed_over)}
-        record = Record(
-            asset=label(RAW_POOL, dataset),
-            data_version=result.digest,
-            entries={label(DATASET_ENTRY, dataset): entry},
-            tables={
-                name: sealed(store, name)
-                for name in (pool_table(dataset), quarantine_table(dataset))
-            },
-            about={"sources": digests, "revisions": revisions, **accounts, "fields": fields},
-        )
-        from mona.plots import bars, length_histogram
-
-        top = sorted(result.by_source.items(), key=lambda item: (-item[1], item[0]))
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(result.digest),
-            metadata={
-                "dagster/row_count": result.samples,
-                "rows read": result.rows_read,
-                "bad rows": result.rows_bad,
-                "account": account(dataset, accounts),
-                "files passed over": ", ".join(passed_over[:20]) or "none",
-                "withdrawn rows": result.rows_withdrawn,
-                "withdrawn sources": len(spec.sources) - len(present),
-                "duplicates merged": result.duplicates_merged,
-                "characters": result.characters,
-                "sources": len(top),
-                "largest sources": table(
-                    [{"source": name, "samples": count} for name, count in top[:20]]
-                ),
-                "bad row reasons": table(quarantined.head(20).to_dicts()),
-                "unread fields": table(
-                    [
-                        {"source": name, "field": field, "rows": count}
-                        for name, fields_ in result.unread.items()
-                        for field, count in fields_.items()
-                    ]
-                ),
-                "source mix": picture(bars(dict(top), None), "samples by source"),
-                "lengths": picture(length_histogram(lengths, None, "characters"), "sample lengths"),
-                "store": f"{pool_table(dataset)} version {version}",
-                **provenance(records.publish(record), record),
-            },
-        )
+        return made
 
     return raw_pool
+
+
+def _replace(store: Store, dataset: str, result: PoolResult) -> None:
+    """Puts what was read in the place of what was there."""
+    store.replace(
+        pool_table(dataset),
+        pq.ParquetFile(result.parquet).iter_batches(batch_size=8_192),
+        _KEYED_SCHEMA,
+    )
+    quarantined = pl.read_parquet(result.quarantine)
+    frame = quarantined.to_arrow(compat_level=pl.CompatLevel.oldest())
+    store.replace(quarantine_table(dataset), frame.to_batches(), frame.schema)
+
+
+def _shown(store: Store, dataset: str, result: PoolResult) -> dict[str, Any]:
+    """What Dagster's UI shows of a pool."""
+    from mona.plots import bars, length_histogram
+
+    pool = store.newest(pool_table(dataset))
+    lengths = np.concatenate([batch.column(0).to_numpy() for batch in pool.scan(["n_chars"])])
+    quarantined = pl.read_parquet(result.quarantine)
+    top = sorted(result.by_source.items(), key=lambda item: (-item[1], item[0]))
+    unread = [
+        {"source": name, "field": field, "rows": count}
+        for name, fields in result.unread.items()
+        for field, count in fields.items()
+    ]
+    return {
+        "dagster/row_count": result.samples,
+        "rows read": result.rows_read,
+        "bad rows": result.rows_bad,
+        "withdrawn rows": result.rows_withdrawn,
+        "duplicates merged": result.duplicates_merged,
+        "characters": result.characters,
+        "sources": len(top),
+        "largest sources": table([{"source": name, "samples": count} for name, count in top[:20]]),
+        "bad row reasons": table(quarantined.head(20).to_dicts()),
+        "unread fields": table(unread),
+        "source mix": picture(bars(dict(top), None), "samples by source"),
+        "lengths": picture(length_histogram(lengths, None, "characters"), "sample lengths"),
+        "store": f"{pool.name} version {pool.version}",
+    }
+
+
+def _digests(
+    dataset: str, present: Sequence[Source], sources: Sources, revisions: Mapping[str, str]
+) -> dict[str, str]:
+    """SOURCE/FILE -> what names its bytes."""
+    return {
+        f"{source.name}/{name}": digest
+        for source in present
+        for name, digest in _origin_digests(dataset, source, sources, revisions)
+    }
+
+
+def _passed_over(dataset: str, present: Sequence[Source], sources: Sources) -> list[str]:
+    """The files that are of no known suffix."""
+    return [
+        name
+        for source in present
+        for name in sources.passed_over(source, f"datasets.{dataset}.sources.{source.name}")
+    ]
 
 
 def _fields(spec: DatasetSpec) -> str:
@@ -188,13 +210,20 @@ def _was_read_as(records: Records, dataset: str, fields: str) -> bool:
 
 
 def _refuse_loss(
-    store: Store, dataset: str, result: PoolResult, max_loss: float, withdrawn: Withdrawn
+    store: Store,
+    records: Records,
+    dataset: str,
+    result: PoolResult,
+    max_loss: float,
+    withdrawn: Withdrawn,
 ) -> None:
     """WorkError where the new pool lacks more than the share `max_loss` of the current one's
     samples; what is withdrawn is not counted."""
     made = set(pl.read_parquet(result.parquet, columns=["sample_id"])["sample_id"])
     before = lost = 0
-    for batch in store.scan(pool_table(dataset), ["sample_id", "origins"]):
+    asset = label(RAW_POOL, dataset)
+    current = Snapshot.of(store, records, [asset]).table(asset, pool_table(dataset))
+    for batch in current.scan(["sample_id", "origins"]):
         ids = batch.column("sample_id").to_pylist()
         for identity, origins in zip(ids, batch.column("origins").to_pylist(), strict=True):
             if identity in withdrawn.ids or all(withdrawn.covers(o["source"]) for o in origins):

@@ -232,7 +232,7 @@ def _say_empty(axes: Any, text: str = "no samples") -> None:
 
 
 # Names are text as they stand: a folder's label may hold dollar signs.
-_SETTINGS = {"hatch.linewidth": 0.7, "text.parse_math": False}
+_SETTINGS: Any = {"hatch.linewidth": 0.7, "text.parse_math": False}
 
 
 def _png(draw: Callable[[Any], None], height: float = 3.4) -> bytes:

@@ -160,7 +160,8 @@ def account(dataset: str, accounts: Mapping[str, Any]) -> str:
 def head_faults(source: PoolSource, rows: int = 20) -> list[str]:
     """Why the pool will be refused, as far as the first rows of a source's files tell: a line
     for each file that is lost or gives no row, and one where no file's first rows give any."""
-    certain, doubtful = [], []
+    certain: list[str] = []
+    doubtful: list[str] = []
     usable = False
     for part in source.inputs:
         if not isinstance(part, DataFile):

@@ -55,8 +55,15 @@ class Scope:
     @classmethod
     def of(cls, config: Config, sources: Sources, shelf: Models) -> Scope:
         """All of it."""
-        parts = (config.datasets, config.models, config.targets, config.recipes)
-        return cls(config, sources, shelf, *map(tuple, parts))
+        return cls(
+            config,
+            sources,
+            shelf,
+            tuple(config.datasets),
+            tuple(config.models),
+            tuple(config.targets),
+            tuple(config.recipes),
+        )
 
 
 Check = Callable[[Scope], Iterator[str]]

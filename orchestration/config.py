@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mona.errors import Faults, RequestError
 from mona.names import nearest
@@ -94,7 +94,7 @@ class _Loader(yaml.SafeLoader):
     """A safe loader that puts in environment variables, refuses a key given twice instead of
     keeping the last, and names the line of whatever can't be read."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth = getattr(self, "depth", 0) + 1
         if self.depth > _DEEPEST:
             line = self.peek_event().start_mark.line + 1
@@ -205,7 +205,7 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
     """The keys that the description at this place of the configuration takes."""
     at: Any = Config
     for part in location:
-        if isinstance(at, type):
+        if isinstance(at, type) and issubclass(at, BaseModel):
             field = at.model_fields.get(str(part))
             at = _shape(field.annotation) if field is not None else None
         elif at is not None:

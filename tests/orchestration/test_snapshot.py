@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from assets import raw_pool
 from assets import sae as sae_asset
+from mona.errors import WorkError
 from orchestration.definitions import build_resources
 from tests.orchestration.conftest import Project
 
@@ -83,3 +85,25 @@ def test_an_sae_trained_anew_and_killed_before_its_record_is_as_if_it_were_not(
     one.run()
     assert chosen(one) == before[:9]
     assert set(one.status().values()) == {"fresh"}
+
+
+def test_a_file_changed_while_it_is_read_replaces_nothing(
+    one: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.first_run()
+    before = one.store.version("pool.fruit")
+    build = raw_pool.build_pool
+
+    def beside(*given: Any, **options: Any) -> Any:
+        made = build(*given, **options)
+        one.write_rows("fruit", one.rows("fruit")[7:])
+        return made
+
+    one.write_rows("fruit", one.rows("fruit")[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr(raw_pool, "build_pool", beside)
+        with pytest.raises(WorkError, match=r"datasets\.fruit: a file changed while it was read"):
+            one.run()
+    assert one.store.version("pool.fruit") == before
+    one.run()
+    assert one.store.count("pool.fruit") == 112
