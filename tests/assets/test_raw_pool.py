@@ -12,6 +12,7 @@ from mona.errors import WorkError
 from mona.pool import NamedRows, PoolResult, PoolSource, Withdrawn, build_pool
 from mona.sample import Message, sample_id
 from mona.spec import Source
+from resources.records import Record, Records, sealed
 from resources.store import Store
 
 
@@ -33,6 +34,15 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
+@pytest.fixture
+def records(store: Store) -> Records:
+    """Of the pool as it is in the store."""
+    made = Records(home=store.home)
+    name = pool_table("d")
+    made.publish(Record("raw_pool[d]", "version", tables={name: sealed(store, name)}))
+    return made
+
+
 @pytest.mark.parametrize(
     ("numbers", "max_loss", "lost"),
     [
@@ -47,22 +57,22 @@ def store(tmp_path: Path) -> Store:
     ],
 )
 def test_a_refresh_may_lose_a_share_of_the_samples(
-    tmp_path: Path, store: Store, numbers: range, max_loss: float, lost: int
+    tmp_path: Path, store: Store, records: Records, numbers: range, max_loss: float, lost: int
 ) -> None:
     result = pool(tmp_path, numbers)
     if not lost:
-        _refuse_loss(store, "d", result, max_loss, Withdrawn())
+        _refuse_loss(store, records, "d", result, max_loss, Withdrawn())
         return
     with pytest.raises(WorkError, match=rf"^datasets\.d: .* lose {lost} of 100 samples") as failure:
-        _refuse_loss(store, "d", result, max_loss, Withdrawn())
+        _refuse_loss(store, records, "d", result, max_loss, Withdrawn())
     assert "'max_loss: 1'" in str(failure.value)
 
 
-def test_what_is_withdrawn_is_not_lost(tmp_path: Path, store: Store) -> None:
+def test_what_is_withdrawn_is_not_lost(tmp_path: Path, store: Store, records: Records) -> None:
     result = pool(tmp_path, range(50, 100))
     gone = frozenset(identity(n) for n in range(50))
-    _refuse_loss(store, "d", result, 0.0, Withdrawn(ids=gone))
+    _refuse_loss(store, records, "d", result, 0.0, Withdrawn(ids=gone))
     with pytest.raises(WorkError, match="lose 1 of 51 samples"):
-        _refuse_loss(store, "d", result, 0.0, Withdrawn(ids=gone - {identity(7)}))
+        _refuse_loss(store, records, "d", result, 0.0, Withdrawn(ids=gone - {identity(7)}))
     other = pool(tmp_path, range(300, 301), "t")
-    _refuse_loss(store, "d", other, 0.0, Withdrawn(sources=("s",)))
+    _refuse_loss(store, records, "d", other, 0.0, Withdrawn(sources=("s",)))

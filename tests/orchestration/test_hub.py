@@ -155,7 +155,7 @@ def test_a_moved_branch_is_seen_and_moves_only_what_depends_on_it(
     # What is fresh asks nobody.
     assert hub.take_requests() == []
 
-    rows = [*rows[5:], *sums(700, 3)]
+    rows = [*rows[4:], *sums(700, 3)]
     second = hub.push("datasets", "orchard/verse", {"data/train.jsonl": lines(rows)})
     requests, _ = elsewhere.call(watch, project)
     assert [request[:2] for request in requests] == [("verse", [RAW_POOL])]
@@ -188,7 +188,7 @@ def test_one_silent_repository_does_not_hide_another(
     from_hub(project, "verse", repo="orchard/right")
     assert len(elsewhere.made(project, "--upto", "raw_pool")) == 2
     hub.repos.pop(("datasets", "orchard/left"))
-    hub.push("datasets", "orchard/right", {"train.jsonl": lines(verses(5, 20))})
+    hub.push("datasets", "orchard/right", {"train.jsonl": lines(verses(0, 25))})
     requests, _ = elsewhere.call(watch, project)
     assert [request[0] for request in requests] == ["verse"]
     elsewhere.call(refresh, project, "verse")
@@ -211,7 +211,7 @@ def test_a_hub_that_comes_back_is_asked_again(
     before = texts(project, "verse")
 
     hub.push("datasets", "orchard/late", {"train.jsonl": lines(verses(50, 20))})
-    project.settings["datasets"]["verse"]["max_bad_rows"] = 0.5
+    project.settings["datasets"]["verse"] |= {"max_bad_rows": 0.5, "max_loss": 1}
     hub.gone = True
     done = elsewhere.mona(project, *words)
     hub.gone = False

@@ -69,10 +69,10 @@ def test_a_row_that_left_is_never_chosen_and_comes_back_for_nothing(
     }
     rows = project.rows("fruit")
     project.run(datasets=("fruit",))
-    project.write_rows("fruit", rows[20:])
+    project.write_rows("fruit", rows[10:])
     project.run(datasets=("fruit",))
     pool = set(project.store.sample_ids("pool.fruit").to_pylist())
-    assert len(pool) == len(rows) - 20
+    assert len(pool) == len(rows) - 10
     for owner in ("adding.everything", "controls.random"):
         chosen = project.store.sample_ids(f"selection.{owner}.fruit.tiny").to_pylist()
         assert sorted(chosen) == sorted(pool)

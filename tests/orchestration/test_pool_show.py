@@ -11,7 +11,9 @@ from click.testing import CliRunner
 
 from mona.errors import WorkError
 from mona.pool import account
+from orchestration.check import Scope, _sources
 from orchestration.cli import cli
+from orchestration.closing import pool_accounts
 from orchestration.config import load_config
 from orchestration.definitions import build_resources
 from orchestration.rehash import changed_sources
@@ -77,6 +79,8 @@ def test_a_pool_is_shown_before_and_after_it_is_made(project: Project) -> None:
     records = build_resources(project.config)["records"]
     about = records.get(records.current("raw_pool[fruit]")).about
     assert account("fruit", about) == line
+    # What a run says at its end of the pools it made, and of no other asset.
+    assert pool_accounts(records, ["sae[tiny]", "raw_pool[fruit]"]) == [line]
     assert sorted(about["sources"]) == ["fruit/a.jsonl", "fruit/b/c.jsonl"]
 
 
@@ -89,6 +93,37 @@ def test_a_preview_says_what_would_refuse_the_pool(project: Project) -> None:
     assert "mona run would refuse it: source 'fruit': fruit.jsonl:1: no known format" in shown(
         project
     )
+
+
+def test_check_names_the_files_that_will_be_refused(project: Project) -> None:
+    def faults() -> list[str]:
+        resources = build_resources(project.config)
+        scope = Scope.of(project.config, resources["sources"], resources["shelf"])
+        return list(_sources(scope))
+
+    folder = project.root / "parts"
+    folder.mkdir()
+    rows = [{"Frage": f"Wie viel ist {n}?", "Antwort": str(n)} for n in range(5)]
+    write_rows(folder / "good.jsonl", rows)
+    source = project.settings["datasets"]["fruit"]["sources"][0]
+    source["path"] = "parts"
+    (fault,) = faults()
+    assert fault.startswith("datasets.fruit.sources.fruit: good.jsonl:1: no known format has")
+    assert "'columns: {prompt: ..., answer: ...}'" in fault
+    source["columns"] = {"prompt": "Frage", "answer": "Antwort"}
+    assert faults() == []
+    for number in range(5):
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{number}\n"
+        (folder / f"{number}.jsonl").write_text(pointer)
+    assert [fault.partition("sources.fruit: ")[2] for fault in faults()] == [
+        *(
+            f"{number}.jsonl:1: the file is a Git LFS pointer, not the data: git lfs pull"
+            for number in range(3)
+        ),
+        "2 more files are lost or give no row",
+    ]
+    source["allow_partial"] = True
+    assert faults() == []
 
 
 def test_a_refresh_that_would_lose_many_samples_replaces_nothing(project: Project) -> None:
