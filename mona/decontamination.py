@@ -148,7 +148,7 @@ def _spans(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return starts, np.flatnonzero(finishes) + 1, alone[starts]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _powers(base: int, count: int) -> np.ndarray:
     """uint64 [count]: base ** 0, base ** 1, ..., modulo 2 ** 64."""
     factors = np.full(count, base, np.uint64)

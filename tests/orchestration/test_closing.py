@@ -56,7 +56,7 @@ def test_the_leaderboard_is_printed_at_any_time(ranked: Project, capsys: Capture
     assert lines[1] == "adding from fruit by tiny, held-out loss:"
     assert lines[2].split() == ["recipe", "value", "rows"]
     assert lines[3].split() == ["mona", "1.25", "6"]
-    assert lines[4].split() == ["base\\x1b[2J", "1.5", "6"]
+    assert lines[4].split() == ["base\\u001b[2J", "1.5", "6"]
     assert exit_code(cli, [*words, "adding", "--json"]) == 0
     (board,) = json.loads(capsys.readouterr().out)
     assert board["tables"]["held-out loss"][0] == {"recipe": "mona", "value": 1.25, "rows": 6}

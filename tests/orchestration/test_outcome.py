@@ -37,7 +37,7 @@ def ending(error: BaseException) -> click.Command:
         (Faults(["a: one", "b: two"]), 2, ["mona: a: one", "mona: b: two"]),
         (WorkError("it failed"), 1, ["mona: it failed"]),
         (PassingError("silent"), 1, ["mona: silent"]),
-        (RequestError("two\nlines\x1b[2J\u202e"), 2, ["mona: two lines\\x1b[2J\\u202e"]),
+        (RequestError("two\nlines\x1b[2J\u202e"), 2, ["mona: two lines\\u001b[2J\\u202e"]),
         (WorkError("no UTF-8: \udce9"), 1, ["mona: no UTF-8: \\udce9"]),
         (
             KeyboardInterrupt(),
@@ -127,7 +127,7 @@ def test_the_version(capsys: Captured) -> None:
 
 
 def test_control_characters_are_escaped_and_breaks_are_spaces() -> None:
-    assert printable("a\tb\r\nc\x00\x9b\x7f") == "a b  c\\x00\\x9b\\x7f"
+    assert printable("a\tb\r\nc\x00\x9b\x7f") == "a b  c\\u0000\\u009b\\u007f"
     assert printable("Größe 数 🙂") == "Größe 数 🙂"
 
 

@@ -22,7 +22,7 @@ def test_a_table_in_a_pipe_is_never_folded(capsys: Captured) -> None:
     assert len(lines) == 3
     for value in ROWS[0].values():
         assert str(value) in lines[1]
-    assert "x \\x1b[31my" in lines[2]
+    assert "x \\u001b[31my" in lines[2]
     assert cell_len(lines[1].rpartition("  ")[0]) == cell_len(lines[2][: lines[2].rindex("22")]) - 2
 
 
