@@ -15,7 +15,6 @@ import pytest
 from tests.orchestration.conftest import (  # noqa: F401
     Project,
     findings,
-    make_project,
     project,
 )
 

@@ -6,8 +6,8 @@ import dagster as dg
 import pytest
 
 from assets import retries
-from assets.retries import retried
-from mona.errors import MonaError, PassingError, RequestError, WorkError
+from assets.retries import FOREGROUND_TAG, retried
+from mona.errors import MonaError, PassingError, RequestError, TakenError, WorkError
 
 
 @pytest.fixture(autouse=True)
@@ -70,4 +70,26 @@ def test_any_other_failure_is_final(
     failing = Failing(error, 1)
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(type(error)):
         dg.materialize([build(failing)], instance=instance)
+    assert failing.calls == 1
+
+
+@pytest.mark.parametrize("build", [_returning, _yielding])
+def test_a_taken_lock_is_waited_for_longer_with_an_end(
+    build: Callable[[Failing], dg.AssetsDefinition],
+) -> None:
+    failing = Failing(TakenError("taken"), 9)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert dg.materialize([build(failing)], instance=instance).success
+    assert failing.calls == 10
+    failing = Failing(TakenError("taken"), 10)
+    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(TakenError):
+        dg.materialize([build(failing)], instance=instance)
+    assert failing.calls == 10
+
+
+def test_a_taken_lock_is_final_where_the_command_itself_waits() -> None:
+    failing = Failing(TakenError("taken"), 1)
+    tags = {FOREGROUND_TAG: "1"}
+    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(TakenError):
+        dg.materialize([_returning(failing)], instance=instance, tags=tags)
     assert failing.calls == 1
