@@ -309,6 +309,9 @@ def main() -> None:
     # Lance warns about every table that it is about to make.
     for variable in ("LANCE_LOG", "LANCEDB_LOG"):
         os.environ.setdefault(variable, "error")
+    # Libraries draw bars of their own: off a terminal a line every ten seconds, as ours.
+    if sys.stderr is None or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     with plain_output():
         status = exit_code(cli, sys.argv[1:])
     sys.exit(status)

@@ -31,7 +31,8 @@ def build_logger(home: Path) -> dg.LoggerDefinition:
     )
     def console(context: dg.InitLoggerContext) -> logging.Logger:
         # A logger of its own: one that logging keeps would get a handler more a run.
-        logger = logging.Logger("dagster", logging.INFO)
+        # Dagster says most of what happens at the level DEBUG.
+        logger = logging.Logger("dagster", logging.DEBUG)
         folder = home / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         file = logging.handlers.RotatingFileHandler(
@@ -43,7 +44,7 @@ def build_logger(home: Path) -> dg.LoggerDefinition:
             delay=True,
         )
         shown = logging.StreamHandler()
-        shown.setLevel("INFO" if _shown else context.logger_config["log_level"])
+        shown.setLevel("DEBUG" if _shown else context.logger_config["log_level"])
         for handler in (file, shown):
             handler.setFormatter(logging.Formatter(_FORMAT))
             logger.addHandler(handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from mona.errors import RequestError, WorkError
 from mona.sae import SparseAutoencoder
@@ -268,12 +270,17 @@ def test_faulty_inputs_are_named(tmp_path: Path) -> None:
         train(always([torch.ones(200, D)]), spec_of(), tmp_path)
 
 
-def test_impossible_settings_are_refused(tmp_path: Path) -> None:
-    samples = always(planted(20, seed=1))
-    with pytest.raises(RequestError, match="tokens = 63 is less than batch_tokens = 64"):
-        train(samples, spec_of(tokens=63), tmp_path)
-    with pytest.raises(RequestError, match="k = 49 exceeds latents = 48"):
-        train(samples, spec_of(k=49), tmp_path)
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValidationError, match="tokens = 63 is less than batch_tokens"):
+        spec_of(tokens=63)
+    with pytest.raises(ValidationError, match="k = 49 is above latents = 48"):
+        spec_of(k=49)
+
+
+def test_a_lack_of_sae_lens_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sae_lens", None)
+    with pytest.raises(RequestError, match="the optional group 'sae-lens'"):
+        train(always(planted(20, seed=1)), spec_of(), tmp_path)
 
 
 def test_divergence_is_a_failure(tmp_path: Path) -> None:
