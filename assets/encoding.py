@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.describe import picture, table
@@ -121,6 +122,7 @@ def build_encoding(
                 "layer": model.spec.layer,
             }
             if ACTIVATIONS in context.selected_asset_keys:
+                aside = set_aside(store.newest(encodings.table), samples)
                 yield finished(
                     read,
                     ACTIVATIONS,
@@ -129,12 +131,17 @@ def build_encoding(
                     inputs=read.only(pool),
                     entries={key: v for key, v in entries.items() if "encoder" in key},
                     tables=[encodings.table, *encodings.view_tables.values()],
-                    about={**about, "revisions": model.revisions},
+                    about={
+                        **about,
+                        "revisions": model.revisions,
+                        "set aside": aside.num_rows,
+                    },
                     shown={
                         **work,
                         **_activation_figures(
                             store.newest(encodings.table), samples, model.spec.max_length
                         ),
+                        **_set_aside_figures(aside),
                     },
                 )
             if codes is not None:
@@ -189,24 +196,32 @@ def _work_metadata(report: SyncReport, seconds: float) -> dict[str, Any]:
     }
 
 
+def set_aside(rows: TableAt, samples: TableAt) -> pa.Table:
+    """(sample_id, set_aside: why) of the population's samples that can't be rendered truly."""
+    found = rows.read(["sample_id", "set_aside"], where="set_aside IS NOT NULL")
+    return found.filter(pc.is_in(found.column("sample_id"), samples.sample_ids))
+
+
+def _set_aside_figures(aside: pa.Table) -> dict[str, Any]:
+    reasons = zip(*aside.slice(0, 20).to_pydict().values(), strict=True)
+    why = [{"sample_id": key, "why": reason} for key, reason in reasons]
+    return {
+        "samples set aside": aside.num_rows,
+        **({"set aside, first": table(why)} if why else {}),
+    }
+
+
 def _activation_figures(rows: TableAt, samples: TableAt, max_length: int) -> dict[str, Any]:
     """Figures of the population's rows; the table may hold rows of samples that left."""
     from mona.plots import norm_histogram
 
-    stored = rows.read(["sample_id", "n_tokens", "length", "norm", "set_aside"])
+    stored = rows.read(["sample_id", "n_tokens", "length", "norm"], where="set_aside IS NULL")
     stored = stored.filter(pc.is_in(stored.column("sample_id"), samples.sample_ids))
-    aside = stored.filter(pc.is_valid(stored.column("set_aside")))
-    stored = stored.filter(pc.is_null(stored.column("set_aside")))
     n_tokens = stored.column("n_tokens").to_numpy()
-    first = aside.slice(0, 20)
-    reasons = zip(*first.select(["sample_id", "set_aside"]).to_pydict().values(), strict=True)
-    why = [{"sample_id": key, "why": reason} for key, reason in reasons]
     return {
         "counted tokens": int(n_tokens.sum()),
         "truncated samples": int((stored.column("length").to_numpy() > max_length).sum()),
         "samples without a counted token": int((n_tokens == 0).sum()),
-        "samples set aside": aside.num_rows,
-        **({"set aside, first": table(why)} if why else {}),
         "activation norms": picture(
             norm_histogram(stored.column("norm").to_numpy()), "mean residual-stream norm a sample"
         ),

@@ -9,13 +9,17 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mona.pool import account
 from orchestration.config import Config, load_config
 from orchestration.terminal import config_option, json_option, only, print_table, printable
+
+if TYPE_CHECKING:
+    from resources.records import Records
+    from resources.store import Store
 
 _Rows = Generator[dict[str, Any], None, None]
 
@@ -75,6 +79,12 @@ def _made(config: Config, dataset: str, set_aside: bool, limit: int) -> dict[str
             yield from batch.to_pylist()
 
     samples, refused = pool_table(dataset), quarantine_table(dataset)
+
+    def unusable() -> _Rows:
+        yield from rows(refused)
+        for model in config.models:
+            yield from _not_rendered(records, store, dataset, model)
+
     accounts = {"rows read": 0, "reasons": {}, "unread fields": {}, **record.about}
     accounts = {key: value for key, value in accounts.items() if key in _ACCOUNTS}
     return {
@@ -83,8 +93,37 @@ def _made(config: Config, dataset: str, set_aside: bool, limit: int) -> dict[str
         "faults": [],
         "accounts": accounts,
         "sources": _by_source(rows(samples, ["origins"]), rows(refused), accounts),
-        "rows": _first(rows(refused) if set_aside else rows(samples), limit),
+        "rows": _first(unusable() if set_aside else rows(samples), limit),
     }
+
+
+def _not_rendered(records: Records, store: Store, dataset: str, model: str) -> _Rows:
+    """The samples that a model's template can't render truly, with their first place and why."""
+    from assets.encoding import set_aside
+    from assets.keys import ACTIVATIONS, RAW_POOL, label
+    from assets.raw_pool import pool_table
+    from resources.encoding_tables import pool_population
+    from resources.snapshot import Snapshot
+
+    pool, encoded = label(RAW_POOL, dataset), label(ACTIVATIONS, f"{dataset}|{model}")
+    if records.current(encoded) is None:
+        return
+    read = Snapshot.of(store, records, [pool, encoded])
+    meaning = str(read.record(encoded).about["encoder"])
+    stored = read.table(encoded, pool_population(dataset).activations_table(meaning))
+    samples = read.table(pool, pool_table(dataset))
+    found = set_aside(stored, samples)
+    ids = found.column("sample_id").to_pylist()
+    origins = samples.rows(["origins"], ids).column("origins").to_pylist()
+    for key, why, places in zip(ids, found.column("set_aside").to_pylist(), origins, strict=True):
+        first = places[0]
+        yield {
+            "source": first["source"],
+            "file": first["file"],
+            "line": first["line"],
+            "reason": f"template of '{model}': {why}",
+            "sample_id": key,
+        }
 
 
 def _previewed(config: Config, dataset: str, set_aside: bool, limit: int) -> dict[str, Any]:

@@ -142,9 +142,16 @@ def _show_end(
     seconds: float,
     as_json: bool,
 ) -> None:
-    from orchestration.closing import boards, made_subsets, next_commands, pool_accounts
+    from orchestration.closing import (
+        boards,
+        encoding_accounts,
+        made_subsets,
+        next_commands,
+        pool_accounts,
+    )
 
-    pools = pool_accounts(resources["records"], done.made)
+    records = resources["records"]
+    pools = pool_accounts(records, done.made) + encoding_accounts(records, done.made)
     made = made_subsets(config, resources["records"], resources["store"])
     found = boards(config, instance)
     if as_json:

@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.keys import RAW_POOL, evaluations, label, leaderboard, selection, subsets
+from assets.keys import ACTIVATIONS, RAW_POOL, evaluations, label, leaderboard, selection, subsets
 from mona.pool import account
 from orchestration.config import Config
 from resources.records import Records
@@ -63,6 +63,22 @@ def pool_accounts(records: Records, made: list[str]) -> list[str]:
         digest = records.current(asset) if asset.startswith(prefix) else None
         if digest is not None:
             lines.append(account(asset.removeprefix(prefix)[:-1], records.get(digest).about))
+    return lines
+
+
+def encoding_accounts(records: Records, made: list[str]) -> list[str]:
+    """A line for each encoding just made that set samples aside."""
+    prefix = f"{label(ACTIVATIONS)}["
+    lines = []
+    for asset in made:
+        digest = records.current(asset) if asset.startswith(prefix) else None
+        aside = records.get(digest).about.get("set aside", 0) if digest is not None else 0
+        if aside:
+            dataset, _, model = asset.removeprefix(prefix)[:-1].partition("|")
+            lines.append(
+                f"{dataset}: {aside:,} samples are set aside, which the template of '{model}' "
+                f"can't render truly: mona pool show {dataset} --set-aside"
+            )
     return lines
 
 

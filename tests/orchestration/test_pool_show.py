@@ -11,9 +11,10 @@ from click.testing import CliRunner
 
 from mona.errors import WorkError
 from mona.pool import account
+from mona.tokens import Renderer, SetAside
 from orchestration.check import Scope, _sources
 from orchestration.cli import cli
-from orchestration.closing import pool_accounts
+from orchestration.closing import encoding_accounts, pool_accounts
 from orchestration.config import load_config
 from orchestration.definitions import build_resources
 from orchestration.rehash import changed_sources
@@ -155,3 +156,35 @@ def test_source_files_read_again_are_compared_with_the_record(project: Project) 
     os.unlink(path)  # noqa: PTH108
     (finding,) = changed_sources(config, records)
     assert "no file at" in finding.problem
+
+
+def test_what_a_template_refuses_is_shown_with_its_place_and_never_chosen(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.settings["datasets"].pop("verse")
+    project.settings["models"]["tiny"]["token_cache_gb"] = 0.0
+    project.settings["recipes"] = {
+        "mona": {"budget": {"share": 1.0}},
+        "random": {"selector": "random", "budget": {"share": 1.0}},
+    }
+    render = Renderer.render_batch
+
+    def refusing(self: Renderer, conversations: Any) -> list[Any]:
+        made = render(self, conversations)
+        return [
+            SetAside("no baskets of 7 grapes") if "holds 7 grapes" in text[0].content else row
+            for text, row in zip(conversations, made, strict=True)
+        ]
+
+    monkeypatch.setattr(Renderer, "render_batch", refusing)
+    done = project.run()
+    records = build_resources(project.config)["records"]
+    (said,) = encoding_accounts(records, done.made)
+    assert said.startswith("fruit: 1 samples are set aside, which the template of 'tiny' can't")
+    (row,) = shown(project, "--json", "--set-aside")["rows"]
+    assert (row["file"], row["line"]) == ("fruit.jsonl", 8)
+    assert row["reason"] == "template of 'tiny': no baskets of 7 grapes"
+    for table in ("selection.adding.mona.fruit.tiny", "selection.controls.random.fruit.tiny"):
+        chosen = project.store.sample_ids(table).to_pylist()
+        assert len(chosen) == 119
+        assert row["sample_id"] not in chosen
