@@ -29,7 +29,6 @@ from tests.acceptance.test_daemon import served
 from tests.orchestration.conftest import (  # noqa: F401
     Project,
     findings,
-    make_project,
     project,
     sums,
     verses,

@@ -215,6 +215,16 @@ def ranked_in_batches(order: np.ndarray, size: int, budget: Budget) -> Selection
     return top.finish()
 
 
+def test_a_row_that_ties_with_the_last_one_kept_may_still_win_by_its_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(selection, "_MERGE_ROWS", 1)
+    top = TopRanked(Budget(count=2), 4)
+    for name, score in (("d", 0.5), ("c", 0.5), ("e", 0.25), ("a", 0.5)):
+        top.add([name], np.array([score], np.float32))
+    assert top.finish().sample_ids == ["a", "c"]
+
+
 @pytest.mark.parametrize("budget", [Budget(count=3_000), Budget(share=0.03), Budget(tokens=10**6)])
 def test_a_large_pool_in_any_order_gives_one_selection(budget: Budget) -> None:
     names, scores = large_pool()
