@@ -575,9 +575,9 @@ def test_every_verbatim_question_of_flan_is_found() -> None:
     (path,) = (SHARED / "pools" / "flan_v2_cot_tsv").glob("*gsm8k*")
     pool = [
         [turn.content for turn in messages]
-        for row in read_rows(DataFile(path))
+        for row in read_rows(DataFile(path), ())
         if isinstance(row, RawRow)
-        for messages in to_messages(row.data, "auto", "refuse")
+        for messages in to_messages(row.data, "flan_cot", "refuse")
     ]
     matches = list(index.find(pool))
     verbatim = [texts[0].strip() in questions for texts in pool]

@@ -90,6 +90,7 @@ def test_the_card_says_what_the_record_does(overlapping: Project, tiny_llama: Pa
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     for row in (
         "| similarity | jaccard |",
+        f"| test rows kept out of the pool | yes, {len(overlapping.rows('test'))} |",
         "| budget | 10 samples |",
         f"| chosen from | {pool} samples |",
         f"| model | {tiny_llama.name} (entry tiny) |",

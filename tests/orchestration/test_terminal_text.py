@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from orchestration.cli import main
 from orchestration.terminal import plain_output, print_table
 
-ROOT = Path(__file__).resolve().parents[2]
 # Clears a screen, sets a title, deletes, C1's sequence introducer, reorders, isolates, rings.
 ACTS = "\x1b[2J \x1b]0;mine\x07 \x08\x7f \x9b31m \u202egpj.exe\u2066 \u200f \x00 \ud800"
 ACTING = set(ACTS) - set(" [2J]0;mine31mgpj.exe")
@@ -63,17 +62,19 @@ def test_ordinary_text_of_any_script_is_left_alone(monkeypatch: pytest.MonkeyPat
     assert out.shown() == text
 
 
-def mona(*words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestration.cli", *words],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    return (done.stdout + done.stderr).decode("utf-8")
+def mona(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
+    out, err = terminals(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["mona", *words])
+    with pytest.raises(SystemExit):
+        main()
+    out.flush()
+    err.flush()
+    return out.shown() + err.shown()
 
 
-def test_rows_and_names_are_shown_plain_by_a_command(tmp_path: Path) -> None:
+def test_rows_and_names_are_shown_plain_by_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     acts = ACTS.replace("\ud800", "").replace("\x00", "")
     rows = [{"instruction": f"{acts} {n}", "output": acts} for n in range(3)]
     named = tmp_path / "a\x1b[2Jb\u202e.jsonl"
@@ -93,10 +94,11 @@ def test_rows_and_names_are_shown_plain_by_a_command(tmp_path: Path) -> None:
         "recipes": {"mona": {"budget": {"count": 1}}},
     }
     config.write_text(yaml.safe_dump(settings, allow_unicode=True))
-    text = mona("pool", "show", "--config", str(config))
+    text = mona(monkeypatch, "pool", "show", "--config", str(config))
     assert "u001b[2J" in text or "x1b[2J" in text
     assert not ACTING & set(text)
-    assert not ACTING & set(mona("pool", "show", "--set-aside", "--config", str(config)))
-    wrong = mona("check", "--config", str(tmp_path / "gone\x1b[2J\u202e.yaml"))
+    aside = mona(monkeypatch, "pool", "show", "--set-aside", "--config", str(config))
+    assert not ACTING & set(aside)
+    wrong = mona(monkeypatch, "check", "--config", str(tmp_path / "gone\x1b[2J\u202e.yaml"))
     assert wrong.startswith("mona: ")
     assert not ACTING & set(wrong)
