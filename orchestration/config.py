@@ -10,7 +10,6 @@ import re
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
-from urllib.parse import unquote
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -260,12 +259,9 @@ def _place_faults(config: Config) -> Iterator[str]:
             yield f"store.{key}: {' '.join(str(error).split())}"
             return
         # LanceDB and Dagster take a path for a URL, and would write elsewhere.
-        if "?" in given:
-            yield f"store.{key}: {given}: '?' can't be in its path"
-            return
-        if key == "home" and unquote(given) != given:
-            named = "store.home" if config.store.home is not None else "store.root"
-            yield f"{named}: {given}: '%' and two hexadecimal digits can't be in its path"
+        if "://" not in given and ("?" in given or "%" in given):
+            named = "home" if config.store.home is not None else "root"
+            yield f"store.{key if key == 'root' else named}: {given}: '?' and '%' can't be in it"
             return
         fault = _folder_fault(Path(given)) if "://" not in given else None
         if fault is not None:
