@@ -69,7 +69,7 @@ class Config(Spec):
         try:
             return str((self.path.parent / Path(self.store.root).expanduser()).resolve())
         except (OSError, RuntimeError) as error:  # an unknown user, or links in a circle
-            raise RequestError(f"{self.path}: store.root: {self.store.root}: {error}") from error
+            raise RequestError(f"store.root: {self.store.root}: {error}") from error
 
     @property
     def home(self) -> Path:
@@ -78,7 +78,7 @@ class Config(Spec):
             try:
                 return Path(self.store.home).resolve()
             except (OSError, RuntimeError) as error:
-                raise RequestError(f"{self.path}: store.home: {error}") from error
+                raise RequestError(f"store.home: {self.store.home}: {error}") from error
         if "://" in self.store.root:
             raise RequestError("store.home: is needed where store.root is a URI")
         return Path(self.store_root)
@@ -258,9 +258,11 @@ def _place_faults(config: Config) -> Iterator[str]:
             # ~nobody, a zero byte, a loop of links
             yield f"store.{key}: {' '.join(str(error).split())}"
             return
-        if "?" in given and key == "root":
-            # LanceDB takes what follows for a query, and writes elsewhere.
-            yield f"store.root: {given}: '?' can't be in its name"
+        # LanceDB and Dagster take a path for a URL, and would write elsewhere.
+        if "://" not in given and ("?" in given or "%" in given):
+            named = "home" if config.store.home is not None else "root"
+            yield f"store.{key if key == 'root' else named}: {given}: '?' and '%' can't be in it"
+            return
         fault = _folder_fault(Path(given)) if "://" not in given else None
         if fault is not None:
             yield f"store.{key}: {fault}"

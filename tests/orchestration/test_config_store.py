@@ -26,8 +26,11 @@ def test_a_root_that_can_be_no_folder_is_one_line(tmp_path: Path) -> None:
         "file/below": "is no folder",
         "loop": "store.root",
         "loop/below": "store.root",
-        "what?": "'?' can't be in its name",
-        "~nobody_of_this_name/x": "store.root: Could not determine home",
+        "what?": "'?' and '%' can't be in it",
+        "50%25x": "'?' and '%' can't be in it",
+        "q%41/below": "'?' and '%' can't be in it",
+        "100%": "store.root",
+        "~nobody_of_this_name/x": "mona.yaml: store.root: ~nobody_of_this_name/x: Could not",
         "x" * 300: "store.root",
     }
     for root, says in cases.items():
@@ -38,14 +41,16 @@ def test_a_root_that_can_be_no_folder_is_one_line(tmp_path: Path) -> None:
         assert str(refused.value).startswith(str(tmp_path / "mona.yaml")), root
     # A link to what is not there yet is made.
     assert with_store(tmp_path, root="dangling").store_root == str(tmp_path / "nowhere")
-    assert with_store(tmp_path, root="50%25x").store_root == str(tmp_path / "50%25x")
+    assert with_store(tmp_path, root="x$y").store_root == str(tmp_path / "x$y")
+    with pytest.raises(RequestError, match=r"store\.home: .*50%25x: '\?' and '%' can't be in it"):
+        with_store(tmp_path, root="root", home="50%25x")
 
 
 def test_a_home_that_can_be_no_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"store\.home: .*file is no folder"):
         with_store(tmp_path, root="root", home="file")
-    with pytest.raises(RequestError, match=r"store\.home: Could not determine home"):
+    with pytest.raises(RequestError, match=r"store\.home: no home folder is known for"):
         with_store(tmp_path, root="root", home="~no_such/x")
 
 

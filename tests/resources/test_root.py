@@ -87,7 +87,7 @@ def test_an_object_store_without_a_region_is_one_line(
     assert "set AWS_REGION" in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["50%25x", "q%41", "a#b", "a b", "x$y", "é"])
+@pytest.mark.parametrize("name", ["a#b", "a b", "x$y", "é"])
 def test_tables_lie_under_a_root_of_any_name(tmp_path: Path, name: str) -> None:
     import pyarrow as pa
 
