@@ -130,15 +130,23 @@ class Saying:
 def _watched(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     """Beside a run, says for whom it waits where another took its place in a pool, and buries
     that one when it dies: Dagster waits for it in silence, and for ever."""
+    from sqlalchemy.exc import OperationalError
+
     ended, said = threading.Event(), Saying()
+
+    def look() -> None:
+        for pool in instance.event_log_storage.get_concurrency_keys():
+            found = instance.event_log_storage.get_concurrency_info(pool)
+            if run_id in found.pending_run_ids:
+                bury_dead_runs(instance)
+                said(_full(instance, pool))
 
     def watch() -> None:
         while not ended.wait(_WATCH_SECONDS):
-            for pool in instance.event_log_storage.get_concurrency_keys():
-                found = instance.event_log_storage.get_concurrency_info(pool)
-                if run_id in found.pending_run_ids:
-                    bury_dead_runs(instance)
-                    said(_full(instance, pool))
+            # A database that is locked, or on a full disk, is the run's to report; the next look
+            # asks again.
+            with suppress(OperationalError):
+                look()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
