@@ -86,9 +86,12 @@ def open_instance(config: Config) -> Iterator[dg.DagsterInstance]:
 
 def _damage_of_history(error: BaseException | None) -> str | None:
     """What SQLite says of a damaged file, from whatever wraps it; None of any other error."""
-    while error is not None:
+    # What wraps an error may be the context of what it wraps: a ring.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
         if type(error) is sqlite3.DatabaseError:
             return str(error)
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from orchestration.cli import cli
 from orchestration.closing import encoding_accounts, pool_accounts
 from orchestration.config import load_config
 from orchestration.definitions import build_resources
+from orchestration.home import _damage_of_history
 from orchestration.rehash import changed_sources
 from tests.orchestration.conftest import Project, sums, write_rows
 
@@ -125,6 +127,14 @@ def test_check_names_the_files_that_will_be_refused(project: Project) -> None:
     ]
     source["allow_partial"] = True
     assert faults() == []
+
+
+def test_errors_that_wrap_each_other_are_looked_through_once() -> None:
+    inner, outer = ValueError("inner"), RuntimeError("outer")
+    inner.__context__, outer.__cause__ = outer, inner
+    assert _damage_of_history(outer) is None
+    inner.__context__ = sqlite3.DatabaseError("malformed")
+    assert _damage_of_history(outer) == "malformed"
 
 
 def test_a_refresh_that_would_lose_many_samples_replaces_nothing(project: Project) -> None:
