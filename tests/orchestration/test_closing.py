@@ -82,7 +82,7 @@ def test_a_run_ends_with_what_was_made_and_what_to_do(project: Project, capsys: 
         assert Path(called).name == "mona"
         assert exit_code(cli, [rest[0], "-h"]) == 0
     capsys.readouterr()
-    assert (project.config.home / "logs" / "dagster.log").read_text().count("STEP_SUCCESS") == 6
+    assert (project.config.home / "logs" / "dagster.log").read_text().count("RUN_SUCCESS") == 6
     # Fresh: nothing is repeated, and no bar was ever asked for.
     assert exit_code(cli, [*words, "--quiet"]) == 0
     shown = capsys.readouterr()
