@@ -27,6 +27,7 @@ from assets.pools import GPU_POOL
 from assets.raw_pool import pool_table
 from assets.retries import retried
 from assets.step import finished
+from mona import method
 from mona.fingerprint import fingerprint, rows_digest
 from mona.spec import ModelSpec, RecipeSpec, views_read
 from resources.encoding_tables import pool_population
@@ -57,7 +58,7 @@ def build_encoding(
                 ACTIVATIONS,
                 deps=[by_dataset(RAW_POOL), by_model(model_entry("encoder"))],
                 group_name="encoding",
-                code_version=fingerprint(code="2", views=views),
+                code_version=fingerprint(code="2", views=method.of_views(views)),
                 description="What the forward pass counted, and the dense views recipes read, "
                 "one row a sample.",
             ),
@@ -70,7 +71,7 @@ def build_encoding(
                     by_model(model_entry("codes")),
                 ],
                 group_name="encoding",
-                code_version="2",
+                code_version=fingerprint(code="2", method=method.CODES),
                 description="Sparse autoencoder codes, one row a sample, in LanceDB.",
             ),
         ],
@@ -127,7 +128,7 @@ def build_encoding(
                     read,
                     ACTIVATIONS,
                     context.partition_key,
-                    fingerprint(rows=rows, encoder=model.encoder, views=views),
+                    fingerprint(rows=rows, encoder=model.encoder, views=method.of_views(views)),
                     inputs=read.only(pool),
                     entries={key: v for key, v in entries.items() if "encoder" in key},
                     tables=[encodings.table, *encodings.view_tables.values()],

@@ -16,6 +16,7 @@ from assets.pools import GPU_POOL
 from assets.retries import retried
 from assets.step import finished
 from assets.targets import examples_table
+from mona import method
 from mona.codes import from_arrow
 from mona.errors import WorkError
 from mona.fingerprint import fingerprint
@@ -82,7 +83,12 @@ def build_prototype(
         partitions_def=partitions.model,
         deps=[dg.AssetDep(examples(target)), SAE, model_entry("encoder"), model_entry("codes")],
         group_name=target,
-        code_version=fingerprint(code="2", prototype=spec.prototype, views=views),
+        code_version=fingerprint(
+            code="2",
+            prototype=spec.prototype,
+            views=method.of_views(views),
+            method=[method.CODES, method.PROTOTYPE],
+        ),
         pool=GPU_POOL,
         description="The target's per-example codes and their mean, the prototype.",
     )
@@ -125,7 +131,12 @@ def build_prototype(
                 read,
                 prototype(target),
                 name,
-                fingerprint(rows=ids, codes=meaning, prototype=spec.prototype, views=views),
+                fingerprint(
+                    rows=ids,
+                    codes=meaning,
+                    prototype=[spec.prototype, method.PROTOTYPE],
+                    views=method.of_views(views),
+                ),
                 entries=entries,
                 tables=[made, codes.table, encodings.table, *encodings.view_tables.values()],
                 about={"examples": ids, "codes": meaning, "encoder": model.encoder},

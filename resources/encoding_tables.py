@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from mona import method
+from mona.fingerprint import fingerprint
+
 KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 KEY_FIELD = pa.field("sample_id", pa.string(), nullable=False, metadata=KEY)
 
@@ -32,8 +35,9 @@ class Population:
         return f"{self.kind}activations.{self.name}.{encoder_fingerprint}"
 
     def view_table(self, view: str, encoder_fingerprint: str) -> str:
-        """One dense view, shared likewise."""
-        return f"{self.kind}{view}.{self.name}.{encoder_fingerprint}"
+        """One dense view under the version it is computed by now, shared likewise."""
+        meaning = fingerprint(encoder=encoder_fingerprint, version=method.VIEWS[view])
+        return f"{self.kind}{view}.{self.name}.{meaning}"
 
     def codes_table(self, model: str, codes_fingerprint: str) -> str:
         """One model's codes under one fingerprint."""

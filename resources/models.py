@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from mona import method
 from mona.device import resolve_device, resolve_dtype
 from mona.errors import RequestError, WorkError
 from mona.files import DataFile, write_whole
@@ -55,9 +56,14 @@ class ResolvedModel:
     revisions: dict[str, str]
 
     def codes(self, sae_digest: str) -> str:
-        """Names what a code means: the encoder's fingerprint, SAE weights, K and pooling."""
+        """Names what a code means: the encoder's fingerprint, SAE weights, K, pooling, and the
+        method's version."""
         return fingerprint(
-            encoder=self.encoder, sae=sae_digest, k=self.spec.k, pooling=self.spec.pooling
+            encoder=self.encoder,
+            sae=sae_digest,
+            k=self.spec.k,
+            pooling=self.spec.pooling,
+            method=method.CODES,
         )
 
 
@@ -105,6 +111,7 @@ class Models(dg.ConfigurableResource):
             "template": model.template,
             "system": model.system,
             "rendering": RENDERING_VERSION,
+            "streams": method.STREAMS,
             "max_length": model.max_length,
             "tokens": model.tokens.model_dump(mode="json"),
         }

@@ -27,6 +27,9 @@ from resources.withdrawals import Withdrawals
 
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _IDS_PER_DELETE = 1_000
+# A compacted table has about as many fragments, of at least so many rows.
+_FRAGMENTS = 128
+_LEAST_ROWS = 64
 
 
 class Store(dg.ConfigurableResource):
@@ -180,8 +183,16 @@ class Store(dg.ConfigurableResource):
         return len(wanted)
 
     def compact(self, name: str) -> None:
-        """Merges the small fragments that many commits leave, without the rows deleted."""
-        self.open(name).to_lance().optimize.compact_files(materialize_deletions_threshold=0.0)
+        """Merges the small fragments that many commits leave, and leaves out deleted rows.
+
+        Small is under a 128th of the table: what was merged once stays as it is, so that past
+        versions share it, and a refresh writes little more than its own rows.
+        """
+        dataset = self.open(name).to_lance()
+        dataset.optimize.compact_files(
+            target_rows_per_fragment=max(dataset.count_rows() // _FRAGMENTS, _LEAST_ROWS),
+            materialize_deletions_threshold=0.0,
+        )
 
     def version(self, name: str) -> int:
         """The table's current version."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from mona import method
 from mona.codes import from_arrow
 from mona.encoder import Encoder
 from mona.errors import WorkError
@@ -224,14 +225,15 @@ def test_only_the_views_asked_for_are_stored_and_one_more_leaves_the_others_alon
     rows = texts(0, 8)
     samples = pool.fill(rows)
     pool.sync(samples, views=("mean",))
-    assert pool.store.table_names() == ["activations.a.e", "codes.a.m.c", "mean.a.e", "pool.a"]
+    names = {view: pool_population("a").view_table(view, "e") for view in ("mean", "weighted_mean")}
+    assert pool.store.table_names() == ["activations.a.e", "codes.a.m.c", names["mean"], "pool.a"]
     before = pool.store.version("codes.a.m.c")
     report = pool.sync(samples, views=("mean", "weighted_mean"))
     assert report.forwarded == 8
-    assert pool.store.count("weighted_mean.a.e") == 8
+    assert pool.store.count(names["weighted_mean"]) == 8
     assert pool.store.version("codes.a.m.c") >= before
     states = pool.encoder.forward([pool.encoder.renderer.render(rows[3])]).states.float()
-    stored = pool.store.newest("mean.a.e").rows(["values"], [sample_id(rows[3])])
+    stored = pool.store.newest(names["mean"]).rows(["values"], [sample_id(rows[3])])
     np.testing.assert_allclose(
         stored.column("values")[0].as_py(), states.mean(dim=0).numpy(), rtol=5e-3, atol=5e-3
     )
@@ -247,3 +249,19 @@ def test_codes_from_cached_tokens_are_those_of_a_forward_pass(pool: Pool) -> Non
     report = encodings.sync(pool.codes)
     assert (report.from_cache, report.forwarded) == (4, 26)
     pool.assert_true(rows)
+
+
+def test_a_view_that_is_computed_otherwise_never_meets_its_older_rows(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = pool.fill(texts(0, 6))
+    pool.sync(samples, views=("mean",))
+    old = pool_population("a").view_table("mean", "e")
+    monkeypatch.setitem(method.VIEWS, "mean", 2)
+    more = pool.fill(texts(0, 9))
+    report = pool.sync(more, views=("mean",))
+    new = pool_population("a").view_table("mean", "e")
+    assert new != old
+    assert report.forwarded == 9
+    assert (pool.store.count(old), pool.store.count(new)) == (6, 9)
+    assert pool.store.count("codes.a.m.c") == 9

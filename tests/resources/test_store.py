@@ -5,13 +5,16 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from mona.errors import RequestError, WorkError
 from resources.encoding_tables import KEY_FIELD
+from resources.purge import remove_rest
 from resources.store import Store
 
+CODED = pa.schema([KEY_FIELD, pa.field("values", pa.list_(pa.float64(), 50))])
 SCHEMA = pa.schema([KEY_FIELD, pa.field("n", pa.int32())], metadata={b"fingerprint": b"one"})
 
 
@@ -83,3 +86,40 @@ def test_a_lock_names_its_holder_and_goes_with_a_killed_process(store: Store) ->
     process.join()
     with store.lock("sae.m"):
         pass
+
+
+def coded(start: int, count: int) -> pa.Table:
+    """Rows of codes, 400 bytes each."""
+    draw = np.random.default_rng(start)
+    codes = pa.FixedSizeListArray.from_arrays(pa.array(draw.random(count * 50)), 50)
+    ids = [f"{i:032x}" for i in range(start, start + count)]
+    return pa.table([pa.array(ids), codes], schema=CODED)
+
+
+@pytest.mark.parametrize("total", [2_000, 20_000])
+def test_a_refresh_writes_its_own_rows_and_past_versions_share_the_rest(
+    store: Store, total: int
+) -> None:
+    name = "codes.a"
+    store.ensure(name, CODED)
+    for start in range(0, total, 250):
+        store.append(name, coded(start, 250))
+    store.compact(name)
+    cost = {path: size for path, size in store.sizes(name).items() if path.startswith("data/")}
+    refresh = total // 100
+    for i in range(4):
+        store.tag(name, f"subset{i}", store.version(name))
+        before = set(store.sizes(name))
+        store.append(name, coded(total + i * refresh, refresh))
+        store.compact(name)
+        written = {p: s for p, s in store.sizes(name).items() if p not in before}
+        data = sum(size for path, size in written.items() if path.startswith("data/"))
+        assert data <= 3 * refresh * (sum(cost.values()) / total) + 20_000, i  # a file's own head
+    remove_rest(store, name, {})
+    sizes = store.sizes(name)
+    current = set(store.newest(name).files)
+    kept = sum(size for path, size in sizes.items() if path.startswith("data/"))
+    newest = sum(size for path, size in sizes.items() if path in current and "data/" in path)
+    assert kept <= 1.3 * newest
+    assert store.count(name) == total + 4 * refresh
+    assert len(store.newest(name).sample_ids) == total + 4 * refresh
