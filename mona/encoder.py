@@ -149,7 +149,25 @@ class Encoder:
         del blocks[last:]
         backbone.eval().requires_grad_(False).to(device)
         renderer = Renderer(found.tokenizer, template, policy, max_length, system)
-        return cls(backbone, blocks, embedding, renderer, kept, device, mlp)
+        made = cls(backbone, blocks, embedding, renderer, kept, device, mlp)
+        made._require_it_runs(folder)
+        return made
+
+    def _require_it_runs(self, folder: Path) -> None:
+        """RequestError where two tokens do not pass: a configuration may fit its weights and
+        still be of a model that can't run (more experts a token than there are)."""
+        tokens = Tokenised(np.zeros(2, np.int32), np.ones(2, bool), 2)
+        try:
+            with torch.inference_mode():
+                self._run([tokens])
+        except (MemoryError, torch.OutOfMemoryError, RequestError):
+            raise
+        # Whatever the library raises while it runs a user's model is a fault of that model.
+        except Exception as error:
+            raise RequestError(f"{folder}: the model does not run: {sentence(error)}") from error
+        finally:
+            self._seen.clear()
+            self._mlp = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -404,3 +404,10 @@ def test_blocks_under_an_unknown_name_are_found_by_their_number() -> None:
     assert (decoder, blocks) == (model.inner[0], model.inner[0].stack)
     with pytest.raises(RequestError, match="blocks of Model are not where they are known"):
         find_decoder(model, 7)
+
+
+def test_a_model_that_loads_but_can_t_run_is_one_line(make: Any) -> None:
+    """More experts a token than the model has: nothing of its files is wrong."""
+    folder = make("qwen3_moe", num_experts_per_tok=6)
+    with pytest.raises(RequestError, match=rf"^{folder}: the model does not run: .*out of range"):
+        _load(folder)
