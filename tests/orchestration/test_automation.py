@@ -182,16 +182,20 @@ def settle(daemon: Daemon) -> list[set[str]]:
 
 
 def test_a_fresh_project_is_made_whole_in_an_order_that_can_work(daemon: Daemon) -> None:
-    daemon.fail = {CHOSEN}
-    asked: list[set[str]] = []
-    while set().union(*asked) != ALL:
-        asked += [daemon.conditions(), daemon.follow_up()]
+    asked = settle(daemon)
+    assert set().union(*asked) == ALL
     assert sum(map(len, asked)) == len(ALL)
     place = {name: i for i, found in enumerate(asked) for name in found}
     assert place["raw_pool[fruit]"] < place["sae[tiny]"] < place["sae_codes[fruit|tiny]"]
     # Of other partitions, so made in a run of its own: not beside the one that reads it.
     assert place["adding/prototype[tiny]"] < place["adding/mona/selection[fruit|tiny]"]
-    # What failed is asked for again, and nothing else is.
+
+
+def test_a_step_that_failed_once_is_asked_for_again_and_nothing_else(daemon: Daemon) -> None:
+    daemon.fail = {CHOSEN}
+    asked: list[set[str]] = []
+    while set().union(*asked) != ALL:
+        asked += [daemon.conditions(), daemon.follow_up()]
     daemon.fail = set()
     assert settle(daemon) == [{"adding/mona/selection[fruit|tiny]"}]
 

@@ -71,6 +71,7 @@ def test_a_sample_that_was_not_chosen_has_no_rank_and_text_is_shown(project: Pro
 
 
 def test_it_is_of_what_was_scored_not_of_what_the_pool_holds_by_now(project: Project) -> None:
+    project.settings["datasets"]["fruit"]["max_loss"] = 1
     project.first_run(datasets=("fruit",))
     best = project.store.sample_ids("selection.adding.mona.fruit.tiny")[0].as_py()
     before = explained(project, best)
@@ -94,7 +95,7 @@ def test_what_cannot_be_explained_is_one_line(project: Project) -> None:
         return one_line(done)
 
     assert "was never made" in refused("adding/mona", "0" * 32)
-    project.first_run(datasets=("fruit",))
+    project.run(datasets=("fruit",))
     sample = project.store.sample_ids("pool.fruit")[0].as_py()
     for subset, name, says in (
         ("adding/mona", "0" * 32, "scored no sample '000"),
