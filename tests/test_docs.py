@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import re
 import shlex
 import tomllib
@@ -14,8 +15,12 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from pydantic.fields import FieldInfo
 
+from mona import spec
 from orchestration.cli import cli
+from orchestration.config import AutomationSpec, StoreSpec
+from resources.engine import EngineSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -23,9 +28,10 @@ FOLDERS = ("mona", "resources", "assets", "orchestration", "tests", "bench", "ex
 
 _FENCE = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
-_LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)")
+_LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)")
 _PATH = re.compile(rf"(?:{'|'.join(FOLDERS)}|\.ci)/[\w./-]*")
 _DOTTED = re.compile(rf"(?:{'|'.join(FOLDERS[:6])})(?:\.[A-Za-z_]\w*)+")
+_COMMAND = re.compile(r"(\$ )?(\.venv/bin/)?mona ")
 # What ends one command of a line of shell.
 _SHELL = {"|", "||", "&&", ";", ">", ">>", "<", "&"}
 
@@ -117,8 +123,7 @@ def missing_name(dotted: str) -> bool:
 
 @pytest.mark.parametrize("path", PAGES, ids=names_of)
 def test_every_command_shown_parses(path: Path) -> None:
-    lines = [words(line) for line in fenced(page(path)) if line.split()[0] != "#"]
-    shown = [line[1:] for line in lines if line and line[0].rpartition("/")[2] == "mona"]
+    shown = [words(line)[1:] for line in fenced(page(path)) if _COMMAND.match(line)]
     named = [words(span)[1:] for span in spans(page(path)) if span.startswith("mona ")]
     faults = [(args, fault(args, whole=True)) for args in shown]
     faults += [(args, fault(args, whole=False)) for args in named]
@@ -135,6 +140,16 @@ def test_every_make_target_and_module_that_is_run_exists(path: Path) -> None:
     assert [name for name in modules if _DOTTED.fullmatch(name) and missing_name(name)] == []
 
 
+def leads(path: Path, file: str, heading: str) -> bool:
+    """Whether a link of a page leads to a file, and to a heading of it as GitHub names them."""
+    place = path.parent / file if file else path
+    if not heading:
+        return place.exists()
+    titles = re.findall(r"^#+ (.*)$", _FENCE.sub("", page(place)), re.MULTILINE)
+    named = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    return heading in named
+
+
 def _is_run(line: str) -> bool:
     return bool(re.match(r"(make|python3?|\.venv/bin/python) ", line))
 
@@ -143,7 +158,7 @@ def _is_run(line: str) -> bool:
 def test_every_file_and_name_mentioned_exists(path: Path) -> None:
     found = spans(page(path))
     files = {span for span in found if _PATH.fullmatch(span) and not (ROOT / span).exists()}
-    links = {link for link in _LINK.findall(page(path)) if not (path.parent / link).exists()}
+    links = {link for link in _LINK.findall(page(path)) if not leads(path, *link)}
     names = {span for span in found if _DOTTED.fullmatch(span) and missing_name(span)}
     assert (files, links, names) == (set(), set(), set())
 
@@ -209,3 +224,51 @@ def test_every_package_says_that_it_has_types(package: str) -> None:
     project = tomllib.loads(page(ROOT / "pyproject.toml"))
     assert (ROOT / package / "py.typed").is_file()
     assert "py.typed" in project["tool"]["setuptools"]["package-data"][package]
+
+
+SECTIONS: dict[str, type[spec.Spec]] = {
+    "A dataset": spec.DatasetSpec,
+    "A source": spec.Source,
+    "Columns": spec.Columns,
+    "A hub dataset": spec.Hub,
+    "A wheel": spec.Wheel,
+    "A subsample": spec.Subsample,
+    "A model": spec.ModelSpec,
+    "A language model": spec.LanguageModel,
+    "Counted tokens": spec.TokenPolicy,
+    "An SAE": spec.SaeSpec,
+    "Training an SAE": spec.SaeTraining,
+    "Loading an SAE": spec.PretrainedSae,
+    "A target": spec.TargetSpec,
+    "Files of a target": spec.TargetFiles,
+    "Evaluation": spec.EvaluationSpec,
+    "A recipe": spec.RecipeSpec,
+    "A budget": spec.Budget,
+    "Fine-tuning": spec.FinetuneSpec,
+    "LoRA": spec.Lora,
+    "Store": StoreSpec,
+    "Engine": EngineSpec,
+    "Automation": AutomationSpec,
+}
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_key_and_its_default_is_in_the_page_of_the_configuration(title: str) -> None:
+    """docs/configuration.md has one table a section: each key once."""
+    text = page(ROOT / "docs" / "configuration.md")
+    section = re.split(r"^#+ ", text.partition(f"\n### {title}\n")[2], flags=re.MULTILINE)[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\|", section, re.MULTILINE)
+    assert sorted(rows) == sorted(
+        (name, shown_default(field)) for name, field in SECTIONS[title].model_fields.items()
+    )
+
+
+def shown_default(field: FieldInfo) -> str:
+    """A key's default as the page writes it."""
+    if field.is_required():
+        return ""
+    if field.default is None or field.default_factory is not None:
+        return "-"
+    if isinstance(field.default, spec.Spec):
+        return "see below"
+    return f"`{field.default if isinstance(field.default, str) else json.dumps(field.default)}`"
