@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from mona import spec
 from orchestration.cli import cli
-from orchestration.config import AutomationSpec, StoreSpec
+from orchestration.config import AutomationSpec, StoreSpec, load_config
 from resources.engine import EngineSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,6 +224,18 @@ def test_every_package_says_that_it_has_types(package: str) -> None:
     project = tomllib.loads(page(ROOT / "pyproject.toml"))
     assert (ROOT / package / "py.typed").is_file()
     assert "py.typed" in project["tool"]["setuptools"]["package-data"][package]
+
+
+def test_the_configurations_of_the_readme_are_valid(tmp_path: Path) -> None:
+    """The first is a whole one; the others are parts that replace or add to its entries."""
+    whole, *parts = [
+        yaml.safe_load(block.replace("[...]", "[{name: tickets, path: t.jsonl}]"))
+        for block in re.findall(r"^```yaml\n(.*?)^```", page(ROOT / "README.md"), re.M | re.S)
+    ]
+    for i, part in enumerate([{}, *parts]):
+        file = tmp_path / f"{i}.yaml"
+        file.write_text(yaml.safe_dump({**whole, **part}, sort_keys=False), encoding="utf-8")
+        assert load_config(str(file)).recipes
 
 
 SECTIONS: dict[str, type[spec.Spec]] = {
