@@ -91,7 +91,7 @@ def names_of(path: Path) -> str:
 
 @cache
 def defined(path: Path) -> set[str]:
-    """The names at the top of a module, and of its classes' bodies as CLASS.NAME."""
+    """The names at the top of a module, imported ones too, and of its classes as CLASS.NAME."""
     found: set[str] = set()
 
     def look(body: list[ast.stmt], prefix: str) -> None:
@@ -100,6 +100,8 @@ def defined(path: Path) -> set[str]:
                 found.add(prefix + node.name)
                 if isinstance(node, ast.ClassDef):
                     look(node.body, f"{prefix}{node.name}.")
+            if isinstance(node, ast.ImportFrom):
+                found.update(prefix + (alias.asname or alias.name) for alias in node.names)
             targets = node.targets if isinstance(node, ast.Assign) else []
             targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
             found.update(prefix + name.id for name in targets if isinstance(name, ast.Name))
@@ -192,7 +194,7 @@ def test_a_command_that_is_not_there_is_noticed(line: str, said: str | None) -> 
         ("mona.evaluation", False),
         ("mona.pool.build_pool", False),
         ("resources.encodings.Encodings.sync", False),
-        ("mona.targets.row.TargetRow", False),
+        ("mona.targets.TargetRow", False),
         ("mona.spec.Representation", False),
         ("mona.pool.build_pools", True),
         ("mona.pols", True),
