@@ -11,7 +11,7 @@ export MONA_CONFIG := $(CONFIG)
 # write it compiles ten thousand files anew, which takes it ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick acceptance experiment bench ui lint clean
+.PHONY: demo test quick coverage acceptance experiment bench ui lint clean
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,10 @@ test: $(VENV)/dev.stamp
 
 quick: $(VENV)/dev.stamp
 	$(TESTS) -m quick
+
+# Of the quick tests: those that make models and stores run for minutes and touch most lines.
+coverage: $(VENV)/dev.stamp
+	$(TESTS) -m quick --cov --cov-report=term
 
 acceptance: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m acceptance
