@@ -11,13 +11,13 @@ import dagster as dg
 
 from assets.keys import (
     DATASET_ENTRY,
-    MODEL_ENTRY_PARTS,
     Partitions,
     label,
     model_entry,
     target_entry,
 )
 from mona.spec import DatasetSpec, ModelSpec, TargetSpec
+from resources.asset_partition import MODEL_ENTRY_PARTS
 from resources.models import Models
 from resources.sources import Sources
 

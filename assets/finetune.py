@@ -37,6 +37,7 @@ from mona.sample import from_records
 from mona.spec import FinetuneSpec, LanguageModel, ModelSpec, RecipeSpec
 from mona.tokens import RENDERING_VERSION
 from mona.tuned import tuned_digest
+from resources.asset_partition import AssetPartition
 from resources.engine import Engine, progress_bar
 from resources.models import Models
 from resources.records import Records, folder_files
@@ -213,8 +214,8 @@ def _publish(
 ) -> None:
     """Puts the card and the provenance beside what was trained, and the whole in its place."""
     staging = read.store.folder("scratch", "tuned") / folder.name
-    owner, recipe_name = chosen.split("/")[:2]
-    dataset = folder.parent.name.partition(".")[0]
+    of = AssetPartition.parse(chosen)
+    (owner, recipe_name), (dataset, _) = of.subset, of.pair
     facts = {
         "subset": {
             "asset": chosen,

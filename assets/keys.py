@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 import dagster as dg
 
 from mona.spec import RecipeSpec, TargetSpec
+from resources.asset_partition import AssetPartition
 
 RAW_POOL = dg.AssetKey(["raw_pool"])
 SAE = dg.AssetKey(["sae"])
 ACTIVATIONS = dg.AssetKey(["activations"])
 SAE_CODES = dg.AssetKey(["sae_codes"])
 DATASET_ENTRY = dg.AssetKey(["dataset_entry"])
-MODEL_ENTRY_PARTS = ("weights", "encoder", "sae", "codes")
 CONTROLS = "controls"
 
 
@@ -85,7 +85,12 @@ def evaluations(
 
 def label(key: dg.AssetKey, partition: str | None = None) -> str:
     """An asset partition as people write it: raw_pool[evals]."""
-    return key.to_user_string() + (f"[{partition}]" if partition is not None else "")
+    return str(AssetPartition.of(key.path, partition))
+
+
+def both(dataset: str, model: str) -> dg.MultiPartitionKey:
+    """The dataset x model partition key of its two halves."""
+    return dg.MultiPartitionKey({"dataset": dataset, "model": model})
 
 
 class Partitions:

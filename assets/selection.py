@@ -18,6 +18,7 @@ from assets.keys import (
     RAW_POOL,
     SAE_CODES,
     Partitions,
+    both,
     by_dataset,
     by_model,
     dataset_and_model,
@@ -117,7 +118,7 @@ class _Stored:
 
 
 def _stored(read: Snapshot, dataset: str, model: str, representation: str) -> _Stored:
-    asset = label(_encoding(representation), f"{dataset}|{model}")
+    asset = label(_encoding(representation), both(dataset, model))
     record, population = read.record(asset), pool_population(dataset)
     if representation == "codes":
         meaning = str(record.about["codes"])
@@ -136,7 +137,7 @@ def _reads(job: _Job, dataset: str, model: str) -> list[str]:
     """The asset partitions that one selection reads."""
     return [
         label(RAW_POOL, dataset),
-        label(_encoding(job.spec.representation), f"{dataset}|{model}"),
+        label(_encoding(job.spec.representation), both(dataset, model)),
         label(prototype(job.target), model),
         label(examples(job.target)),
     ]

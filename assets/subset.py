@@ -21,6 +21,7 @@ from mona.decontamination import HeldOutIndex, find_all
 from mona.fingerprint import rows_digest
 from mona.selection import Selection
 from mona.spec import RecipeSpec
+from resources.asset_partition import AssetPartition
 from resources.engine import progress_bar
 from resources.snapshot import Snapshot
 from resources.table_at import TableAt
@@ -133,7 +134,8 @@ def publish(
     inputs: the part of the snapshot they were chosen from; default: all of it. `about` goes into
     the record.
     """
-    dataset, _, model = partition.partition("|")
+    of = AssetPartition.of(key.path, partition)
+    (owner, recipe_name), (dataset, model) = of.subset, of.pair
     pool = read.table(label(RAW_POOL, dataset), pool_table(dataset))
     chosen = pool.rows(["messages", "origins", "n_chars"], made.sample_ids)
     origins = chosen.column("origins").to_pylist()
@@ -149,7 +151,6 @@ def publish(
         ],
         schema=SUBSET_SCHEMA,
     )
-    owner, recipe_name, _ = key.path
     name = subset_table(owner, recipe_name, dataset, model)
     digest = rows_digest(made.sample_ids)
     with read.store.lock(name):
@@ -176,8 +177,9 @@ def publish(
 
 def _test_rows(read: Snapshot, inputs: Iterable[str]) -> int:
     """The held-out test rows of all targets whose examples are among the inputs."""
-    targets = [asset.removesuffix("/examples") for asset in inputs if asset.endswith("/examples")]
-    return sum(read.table(label(examples(t)), test_rows_table(t)).count() for t in targets)
+    found = (AssetPartition.parse(asset) for asset in inputs)
+    targets = {str(of): of.owner for of in found if of.kind == "examples" and of.owner is not None}
+    return sum(read.table(a, test_rows_table(t)).count() for a, t in targets.items())
 
 
 def _shown(

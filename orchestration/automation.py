@@ -13,6 +13,7 @@ import dagster as dg
 
 from assets.keys import SAE
 from orchestration.config import Config
+from resources.asset_partition import AssetPartition
 
 
 def changed_inputs(same_run: dg.AssetSelection) -> dg.AutomationCondition[dg.AssetKey]:
@@ -59,9 +60,10 @@ def changed_entry(same_run: dg.AssetSelection) -> dg.AutomationCondition[dg.Asse
 def follows(key: dg.AssetKey, config: Config) -> bool:
     """Whether an asset follows its inputs without a hand: training and measuring a model do
     only where the recipe says `auto`."""
-    if key.path[-1] not in ("finetune", "evaluation"):
+    of = AssetPartition.of(key.path)
+    if of.kind not in ("finetune", "evaluation"):
         return True
-    settings = config.recipes[key.path[1]].finetune
+    settings = config.recipes[of.subset[1]].finetune
     return settings is not None and settings.auto
 
 

@@ -15,6 +15,7 @@ from assets.keys import (
     SAE,
     SAE_CODES,
     Partitions,
+    both,
     evaluation,
     evaluations,
     finetune,
@@ -233,13 +234,13 @@ def _activation_checks(config: Config, partitions: Partitions) -> dg.AssetChecks
 
 def _encoded(store: Store, records: Records, dataset: str, model: str) -> Snapshot:
     """A pool, its encodings and the SAE, as they are recorded now."""
-    both = f"{dataset}|{model}"
-    keys = (label(RAW_POOL, dataset), label(ACTIVATIONS, both), label(SAE_CODES, both))
+    pair = both(dataset, model)
+    keys = (label(RAW_POOL, dataset), label(ACTIVATIONS, pair), label(SAE_CODES, pair))
     return Snapshot.of(store, records, [*keys, label(SAE, model)])
 
 
 def _activations(read: Snapshot, dataset: str, model: str) -> TableAt:
-    asset = label(ACTIVATIONS, f"{dataset}|{model}")
+    asset = label(ACTIVATIONS, both(dataset, model))
     meaning = str(read.record(asset).about["encoder"])
     return read.table(asset, pool_population(dataset).activations_table(meaning))
 

@@ -36,7 +36,9 @@ from orchestration.terminal import (
     plain_output,
     print_table,
     printable,
+    subset_named,
 )
+from resources.asset_partition import AssetPartition
 
 if TYPE_CHECKING:
     from mona.export import ExportFormat, FileKind
@@ -164,7 +166,7 @@ def export(
     with _export_lock(config, file):
         subset, every = _chosen(config, selection, dataset, model)
         rows = [row for row in every if row["messages"] is not None]
-        tuning = config.recipes[selection.partition("/")[2]].finetune
+        tuning = config.recipes[AssetPartition.parse(subset).subset[1]].finetune
         # The subset is written as the model that is tuned on it would be given it here.
         reads = tuning or config.models[only(model, config.models, "model")]
         training = tuning if fmt == "llamafactory" else None
@@ -206,16 +208,13 @@ def register_command(
 ) -> None:
     """Take in a model that was tuned elsewhere on the subset of TARGET/RECIPE."""
     config = load_config(config_path)
-    from assets.keys import subsets
     from orchestration.definitions import build_definitions, build_resources
     from orchestration.home import open_instance
     from orchestration.planner import Standing
     from orchestration.register import register
     from orchestration.run import observe
 
-    owner, _, recipe = subset.partition("/")
-    if (owner, recipe) not in subsets(config.targets, config.recipes):
-        raise RequestError(f"'{subset}' is no TARGET/RECIPE or controls/RECIPE of {config.path}")
+    named = subset_named(config, subset)
     partition = only(dataset, config.datasets, "dataset"), only(encoder, config.models, "encoder")
     resources = build_resources(config)
     with open_instance(config) as instance:
@@ -225,7 +224,7 @@ def register_command(
             Standing(instance, graph, config),
             resources["records"],
             resources["store"],
-            (owner, recipe),
+            named,
             partition,
             Path(folder).expanduser(),
             Path(data).expanduser() if data else None,
@@ -285,9 +284,9 @@ def _noted(
     from resources.exports import Exports
 
     record = build_resources(config)["records"].current(subset)
-    _, _, partition = subset.partition("[")
+    dataset, _ = AssetPartition.parse(subset).pair
     ids = [row["sample_id"] for row in rows]
-    return Exports(config.home).writing(record or "", partition.partition("|")[0], ids, files)
+    return Exports(config.home).writing(record or "", dataset, ids, files)
 
 
 def _one_line(messages: Sequence[dict[str, str]] | None, width: int = 160) -> str:

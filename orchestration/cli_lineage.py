@@ -40,7 +40,7 @@ _chain_command("finetune", "What fed the model of TARGET/RECIPE, down to source 
 
 def _show_chain(asset: str, config: Config, as_json: bool) -> None:
     from orchestration.definitions import build_resources
-    from orchestration.lineage import chain, kind, subset_origins
+    from orchestration.lineage import chain, subset_origins
 
     resources = build_resources(config)
     links = chain(resources["records"], asset)
@@ -62,7 +62,7 @@ def _show_chain(asset: str, config: Config, as_json: bool) -> None:
         for key, value in record.about.items():
             shown = "; ".join(f"{k} {v}" for k, v in value.items()) if key == "sources" else value
             click.echo(f"{indent}  {key}: {shown}")
-        if kind(record.asset) == "selection":
+        if record.kind == "selection":
             for row in subset_origins(resources["store"], record):
                 click.echo(f"{indent}  {row['samples']} of {row['source']} ({row['licence']})")
     libraries = links[0].record.libraries

@@ -100,12 +100,12 @@ def _made(config: Config, dataset: str, set_aside: bool, limit: int) -> dict[str
 def _not_rendered(records: Records, store: Store, dataset: str, model: str) -> _Rows:
     """The samples that a model's template can't render truly, with their first place and why."""
     from assets.encoding import set_aside
-    from assets.keys import ACTIVATIONS, RAW_POOL, label
+    from assets.keys import ACTIVATIONS, RAW_POOL, both, label
     from assets.raw_pool import pool_table
     from resources.encoding_tables import pool_population
     from resources.snapshot import Snapshot
 
-    pool, encoded = label(RAW_POOL, dataset), label(ACTIVATIONS, f"{dataset}|{model}")
+    pool, encoded = label(RAW_POOL, dataset), label(ACTIVATIONS, both(dataset, model))
     if records.current(encoded) is None:
         return
     read = Snapshot.of(store, records, [pool, encoded])

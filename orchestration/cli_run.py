@@ -21,6 +21,7 @@ from orchestration.terminal import (
     print_table,
     printable,
 )
+from resources.asset_partition import AssetPartition
 
 if TYPE_CHECKING:
     from orchestration.check import Scope
@@ -106,14 +107,14 @@ def _due(config: Config, resources: dict[str, Any], choice: Choice, standing: St
         for key in step.keys
         if standing.state(key, step.partition).status != "fresh"
     ]
-    parts = {part for _, partition in due if partition for part in partition.split("|")}
-    names = {name for key, _ in due for name in key.path}
+    made = [AssetPartition.of(key.path, partition) for key, partition in due]
+    used, followed = {of.model for of in made}, {of.recipe for of in made}
     return replace(
         whole,
         datasets=tuple(d for d in config.datasets if (RAW_POOL, d) in due),
-        models=tuple(m for m in config.models if m in parts),
+        models=tuple(m for m in config.models if m in used),
         targets=tuple(t for t in config.targets if (examples(t), None) in due),
-        recipes=tuple(r for r in choice.recipes if r in names),
+        recipes=tuple(r for r in choice.recipes if r in followed),
     )
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import dagster as dg
 
-from assets.keys import ACTIVATIONS, RAW_POOL, evaluations, label, leaderboard, selection, subsets
+from assets.keys import both, evaluations, label, leaderboard, selection, subsets
 from mona.pool import account
 from orchestration.config import Config
+from resources.asset_partition import AssetPartition
 from resources.records import Records
 from resources.store import Store
 
@@ -35,7 +36,7 @@ def made_subsets(config: Config, records: Records, store: Store) -> list[dict[st
     for owner, recipe in subsets(config.targets, config.recipes):
         for dataset in config.datasets:
             for model in config.models:
-                digest = records.current(label(selection(owner, recipe), f"{dataset}|{model}"))
+                digest = records.current(label(selection(owner, recipe), both(dataset, model)))
                 if digest is None:
                     continue
                 ((name, seal),) = records.get(digest).tables.items()
@@ -57,24 +58,22 @@ def made_subsets(config: Config, records: Records, store: Store) -> list[dict[st
 
 def pool_accounts(records: Records, made: list[str]) -> list[str]:
     """A line for each pool among the asset partitions just made: what became of its rows."""
-    prefix = f"{label(RAW_POOL)}["
     lines = []
-    for asset in made:
-        digest = records.current(asset) if asset.startswith(prefix) else None
-        if digest is not None:
-            lines.append(account(asset.removeprefix(prefix)[:-1], records.get(digest).about))
+    for asset in map(AssetPartition.parse, made):
+        digest = records.current(str(asset)) if asset.kind == "raw_pool" else None
+        if digest is not None and asset.dataset is not None:
+            lines.append(account(asset.dataset, records.get(digest).about))
     return lines
 
 
 def encoding_accounts(records: Records, made: list[str]) -> list[str]:
     """A line for each encoding just made that set samples aside."""
-    prefix = f"{label(ACTIVATIONS)}["
     lines = []
-    for asset in made:
-        digest = records.current(asset) if asset.startswith(prefix) else None
+    for asset in map(AssetPartition.parse, made):
+        digest = records.current(str(asset)) if asset.kind == "activations" else None
         aside = records.get(digest).about.get("set aside", 0) if digest is not None else 0
         if aside:
-            dataset, _, model = asset.removeprefix(prefix)[:-1].partition("|")
+            dataset, model = asset.pair
             lines.append(
                 f"{dataset}: {aside:,} samples are set aside, which the template of '{model}' "
                 f"can't render truly: mona pool show {dataset} --set-aside"
@@ -91,7 +90,7 @@ def boards(config: Config, instance: dg.DagsterInstance, target: str | None = No
             continue
         for dataset in config.datasets:
             for model in config.models:
-                partition = dg.MultiPartitionKey({"dataset": dataset, "model": model})
+                partition = both(dataset, model)
                 events = instance.fetch_materializations(
                     dg.AssetRecordsFilter(leaderboard(name), asset_partitions=[partition]), limit=1
                 )

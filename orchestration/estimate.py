@@ -16,7 +16,7 @@ from typing import Any, Literal
 import dagster as dg
 import pyarrow.compute as pc
 
-from assets.keys import RAW_POOL, SAE, SAE_CODES
+from assets.keys import SAE, SAE_CODES
 from assets.raw_pool import pool_table
 from mona.device import resolve_device, resolve_dtype
 from mona.encoder_cost import Architecture
@@ -26,6 +26,7 @@ from mona.spec import DatasetSpec, RecipeSpec
 from orchestration.check import Scope, to_fetch
 from orchestration.config import Config
 from orchestration.planner import Choice, Standing, label, steps
+from resources.asset_partition import AssetPartition
 from resources.models import Models
 from resources.sources import Sources
 from resources.store import Store
@@ -104,22 +105,20 @@ class _Costs:
     def of(self, key: dg.AssetKey, partition: str | None) -> dict[str, Any]:
         """`kind` and FIGURES."""
         found: dict[str, Any] = dict.fromkeys(FIGURES)
-        if key.path[-1] == "evaluation":
+        of = AssetPartition.of(key.path, partition)
+        if of.kind == "evaluation":
             return {"kind": "measured", **found}
-        if partition is None or key.path[-1] not in (
-            *("raw_pool", "sae", "activations", "sae_codes", "finetune"),
-        ):
+        if of.kind not in ("raw_pool", "sae", "activations", "sae_codes", "finetune"):
             return {"kind": "small", **found}
-        halves = partition.split("|")
-        if key != SAE:
-            found["samples"], found["tokens"] = self._pool(halves[0])
-        if key == RAW_POOL:
+        if of.dataset is not None:
+            found["samples"], found["tokens"] = self._pool(of.dataset)
+        if of.model is None:
             if found["tokens"] is not None:
                 found["disk"] = int(found["tokens"] * _CHARACTERS_PER_TOKEN)
-        elif key.path[-1] == "finetune":
-            self._finetune(found, self._config.recipes[key.path[-2]], halves[1])
+        elif of.recipe is not None:
+            self._finetune(found, self._config.recipes[of.recipe], of.model)
         else:
-            self._encoding(found, key, halves[-1])
+            self._encoding(found, key, of.model)
         return {"kind": "estimated", **found}
 
     def _encoding(self, found: dict[str, Any], key: dg.AssetKey, name: str) -> None:
@@ -285,7 +284,7 @@ def notes(plan: Plan) -> list[str]:
 
 
 def _kinds(rows: list[dict[str, Any]]) -> str:
-    counts = Counter(row["asset"].partition("[")[0].rpartition("/")[2] for row in rows)
+    counts = Counter(AssetPartition.parse(row["asset"]).kind for row in rows)
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
 
 

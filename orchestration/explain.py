@@ -19,6 +19,7 @@ from mona.errors import RequestError
 from mona.explanation import Context, Part, Use, parts, uses
 from mona.sample import from_records
 from mona.spec import ModelSpec, RecipeSpec
+from resources.asset_partition import AssetPartition
 from resources.models import Models
 from resources.records import Record, Records
 from resources.snapshot import Snapshot
@@ -68,9 +69,8 @@ def explain(
     not there, where its scores have no parts, and where the model's entry changed since.
     """
     subset = _current(records, asset)
-    owner, recipe_name, _ = asset.split("/")
-    partition = asset.partition("[")[2].removesuffix("]")
-    dataset, model = partition.split("|")
+    of = AssetPartition.parse(asset)
+    (owner, recipe_name), (dataset, model) = of.subset, of.pair
     recipe = RecipeSpec.model_validate(subset.about["recipe"])
     if owner == CONTROLS or recipe.representation != "codes":
         raise RequestError(
@@ -78,7 +78,7 @@ def explain(
             "representation 'codes' can be explained"
         )
     read = Snapshot(store, records, dict(subset.inputs))
-    encoded = label(SAE_CODES, partition)
+    encoded = label(SAE_CODES, of.partition)
     codes_record = read.record(encoded)
     (codes_table,) = codes_record.tables
     codes = read.table(encoded, codes_table)
@@ -86,7 +86,9 @@ def explain(
     vector = read_prototype(read, owner, model, str(subset.about["codes"]), "codes")
     ids = codes.sample_ids.filter(pc.is_in(codes.sample_ids, pool.sample_ids))
     if pc.index(ids, sample_id).as_py() < 0:
-        raise RequestError(f"{owner}/{recipe_name} of {partition} scored no sample '{sample_id}'")
+        raise RequestError(
+            f"{owner}/{recipe_name} of {of.partition} scored no sample '{sample_id}'"
+        )
     columns = ["l1", "indices", "values"]
     every = parts(from_arrow(codes.rows(columns, [sample_id])), vector, recipe.similarity)
     shown = every[:count]

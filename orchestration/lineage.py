@@ -46,11 +46,6 @@ class Use:
     finetunes: list[str]
 
 
-def kind(asset: str) -> str:
-    """The last part of an asset's name: raw_pool, selection, finetune."""
-    return asset.split("[")[0].split("/")[-1]
-
-
 def chain(records: Records, asset: str) -> list[Link]:
     """The current record of an asset partition and all above it, each once, nearest first.
 
@@ -124,9 +119,9 @@ def origins_known(records: Records, store: Store, field: str) -> dict[str, int]:
     current = set(records.pointers().values())
     wanted: dict[tuple[str, int], bool] = {}
     for digest, record in every_record(records).items():
-        if kind(record.asset) in ("raw_pool", "selection"):
+        if record.kind in ("raw_pool", "selection"):
             for name, seal in record.tables.items():
-                now = digest in current and kind(record.asset) == "raw_pool"
+                now = digest in current and record.kind == "raw_pool"
                 wanted[name, seal.version] = now or wanted.get((name, seal.version), False)
     found: dict[str, int] = {}
     for (name, version), now in wanted.items():
@@ -155,11 +150,11 @@ def _uses(
     current = set(pointers.values())
     tuned: dict[str, list[str]] = {}
     for digest, record in known.items():
-        if kind(record.asset) == "finetune":
+        if record.kind == "finetune":
             for parent in record.inputs.values():
                 tuned.setdefault(parent, []).append(f"{record.asset} {digest[:16]}")
     for digest, record in known.items():
-        if kind(record.asset) != "selection":
+        if record.kind != "selection":
             continue
         for name, seal in record.tables.items():
             columns = ["sample_id", "rank", "score", "origins"]

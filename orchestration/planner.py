@@ -22,6 +22,7 @@ from assets.keys import (
     SAE,
     SAE_CODES,
     Partitions,
+    both,
     evaluation,
     evaluations,
     examples,
@@ -38,6 +39,7 @@ from orchestration.config import Config
 from orchestration.damage import lost_tables
 from orchestration.limits import fault, is_current, last_evaluation, moved_limits
 from orchestration.taints import taints
+from resources.asset_partition import AssetPartition
 from resources.records import Records
 from resources.store import Store
 
@@ -123,11 +125,7 @@ def steps(config: Config, choice: Choice) -> list[Step]:
         planned += [Step((examples(target),), None) for target in chosen.targets]
     if depth >= 1 and chosen.upto != "examples":
         planned += [Step((SAE,), model) for model in chosen.models]
-    multi = [
-        dg.MultiPartitionKey({"dataset": dataset, "model": model})
-        for model in chosen.models
-        for dataset in chosen.datasets
-    ]
+    multi = [both(dataset, model) for model in chosen.models for dataset in chosen.datasets]
     if depth >= UPTO.index("selection") or chosen.upto in ("activations", "sae_codes"):
         keys = (ACTIVATIONS,) if chosen.upto == "activations" else (ACTIVATIONS, SAE_CODES)
         planned += [Step(keys, key) for key in multi]
@@ -246,9 +244,9 @@ class Standing:
             elif partition is None or node.partitions_def == self.graph.get(key).partitions_def:
                 yield parent, partition
             else:
-                halves = dict(zip(("dataset", "model"), partition.split("|"), strict=True))
+                of = AssetPartition.of(key.path, partition)
                 datasets = Partitions(self.config.datasets, self.config.models).dataset
-                yield parent, halves["dataset" if node.partitions_def == datasets else "model"]
+                yield parent, of.dataset if node.partitions_def == datasets else of.model
 
     def unready(self, key: dg.AssetKey, partition: str | None) -> bool:
         """Whether something directly above is itself to be made first."""

@@ -21,7 +21,7 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from assets.encoding import FORGET_TAG
-from assets.keys import ACTIVATIONS, RAW_POOL, SAE_CODES, label
+from assets.keys import ACTIVATIONS, RAW_POOL, SAE_CODES, both, label
 from assets.raw_pool import pool_table
 from mona.errors import RequestError, WorkError
 from orchestration.config import Config
@@ -188,10 +188,12 @@ def _tables(
             yield Reclaimable("versions", name, why, freed)
 
 
-def _departed(config: Config, records: Records, store: Store) -> Iterator[tuple[str, Reclaimable]]:
-    """(dataset|model, the rows of one of its encodings whose samples are not in the pool)."""
+def _departed(
+    config: Config, records: Records, store: Store
+) -> Iterator[tuple[dg.MultiPartitionKey, Reclaimable]]:
+    """(its partition, the rows of one of its encodings whose samples are not in the pool)."""
     for dataset, model in itertools.product(config.datasets, config.models):
-        partition = f"{dataset}|{model}"
+        partition = both(dataset, model)
         pool = label(RAW_POOL, dataset)
         made = [label(key, partition) for key in (ACTIVATIONS, SAE_CODES)]
         if any(records.current(asset) is None for asset in (pool, *made)):
@@ -217,12 +219,11 @@ def _forget_departed(
     found = list(_departed(standing.config, records, store))
     job = build_definitions(standing.config).resolve_implicit_global_asset_job_def()
     for partition in dict.fromkeys(partition for partition, _ in found):
-        dataset, _, model = partition.partition("|")
         run_here(
             job,
             instance,
             asset_selection=[ACTIVATIONS, SAE_CODES],
-            partition_key=dg.MultiPartitionKey({"dataset": dataset, "model": model}),
+            partition_key=partition,
             tags={FORGET_TAG: "departed"},
         )
     return [item for _, item in found]

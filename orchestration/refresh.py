@@ -124,12 +124,12 @@ def build_follow_up_sensor(config: Config) -> dg.SensorDefinition:
         if before == str(seen) and not asking.pending():
             return dg.SkipReason("nothing has happened since the last look")
         standing = Standing(context.instance, context.repository_def.asset_graph, config)
-        making = {label(*made) for made in under_way(context.instance)}
+        making = under_way(context.instance)
         wanted = {_name(step): step for step in due(standing, steps(config, Choice()))}
         busy = {
             name
             for name, step in wanted.items()
-            if any(label(key, step.partition) in making for key in step.keys)
+            if any((key, step.partition) in making for key in step.keys)
         }
         inputs = {name: _inputs(standing, step) for name, step in wanted.items()}
         now = asking.look(inputs, busy)

@@ -20,7 +20,7 @@ from dagster._core.definitions.data_version import (
 
 from assets.describe import provenance
 from assets.finetune import PROVENANCE_FILE, tuned_folder
-from assets.keys import finetune, label, selection
+from assets.keys import both, finetune, label, selection
 from mona.errors import RequestError
 from mona.fingerprint import fingerprint
 from mona.tuned import tuned_digest
@@ -49,7 +49,7 @@ def register(
     owner, recipe = subset
     dataset, encoder = partition
     key = finetune(owner, recipe)
-    asset = f"{dataset}|{encoder}"
+    asset = both(dataset, encoder)
     graph = standing.graph
     if key not in graph.materializable_asset_keys:
         raise RequestError(f"{owner}/{recipe}: the recipe has no finetune entry to register for")

@@ -95,7 +95,8 @@ def build_hub_sensor(config: Config) -> list[dg.SensorDefinition]:
             context.log.warning(line)
         # Asked for again where the run failed: what is there is still of the old commit.
         asking = Asking.read(context.cursor)
-        busy = {label(*making) for making in under_way(context.instance)} if found else set()
+        making = under_way(context.instance) if found else set()
+        busy = {name for name, (key, partition, _) in found.items() if (key, partition) in making}
         tries = asking.look({name: state for name, (_, _, state) in found.items()}, busy)
         for name in asking.given_up():
             context.log.warning(f"{name}: asked for {TRIES} times, given up until it moves again")

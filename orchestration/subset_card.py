@@ -14,7 +14,8 @@ from mona.dataset_card import dataset_card
 from mona.errors import RequestError
 from mona.pool import Withdrawn
 from mona.spec import RecipeSpec
-from orchestration.lineage import chain, kind
+from orchestration.lineage import chain
+from resources.asset_partition import AssetPartition
 from resources.records import Record, Records
 from resources.store import Store
 from resources.withdrawals import Withdrawal, Withdrawals, shown_reasons
@@ -25,8 +26,8 @@ def subset_card(records: Records, store: Store, asset: str) -> str:
     nothing of it is left."""
     first, *above = chain(records, asset)
     subset = first.record
-    owner, recipe, _ = asset.split("/")
-    dataset, model = asset.partition("[")[2].removesuffix("]").split("|")
+    chosen = AssetPartition.parse(asset)
+    (owner, recipe), (dataset, model) = chosen.subset, chosen.pair
     pool = records.get(subset.inputs[label(RAW_POOL, dataset)])
     ((table, seal),) = subset.tables.items()
     columns = ["sample_id", "length", "origins"]
@@ -57,7 +58,7 @@ def subset_card(records: Records, store: Store, asset: str) -> str:
             for c in origin_counts(row["origins"] for row in left)
         ],
         files=pool.about["sources"],
-        encoder=_encoder(model, {kind(link.record.asset): link.record for link in above}),
+        encoder=_encoder(model, {link.record.kind: link.record for link in above}),
         withdrawn=len(rows) - len(left),
         reasons=shown_reasons(by),
         provenance={

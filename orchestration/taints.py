@@ -12,10 +12,12 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from assets.keys import examples as examples_key
+from assets.keys import label
 from assets.targets import test_rows_table
 from mona.errors import MonaError
 from orchestration.home import run_here
-from orchestration.lineage import kind
+from resources.asset_partition import AssetPartition
 from resources.purge import versions
 from resources.records import Record, Records
 from resources.store import Store
@@ -54,7 +56,7 @@ def standing_on(
     asked: set[str] = set()
     for target, ids in examples.items():
         for digest, record in known.items():
-            if record.asset == f"{target}/examples":
+            if record.asset == label(examples_key(target)):
                 shown |= {digest} if _has(store, record, ids, f"examples.{target}") else set()
                 asked |= {digest} if _has(store, record, ids, test_rows_table(target)) else set()
     held = {
@@ -70,7 +72,7 @@ def standing_on(
     # Few-shot examples are read at the measuring itself.
     measured = _made_from(known, shown | asked, "evaluation")
     found = users | measured | _made_from(known, measured) | _made_from(known, asked, "selection")
-    return {d: known[d].asset for d in sorted(found) if kind(known[d].asset) in _SHOWN}
+    return {d: known[d].asset for d in sorted(found) if known[d].kind in _SHOWN}
 
 
 def _made_from(known: Mapping[str, Record], digests: set[str], wanted: str = "") -> set[str]:
@@ -78,12 +80,12 @@ def _made_from(known: Mapping[str, Record], digests: set[str], wanted: str = "")
     return {
         digest
         for digest, record in known.items()
-        if digests & set(record.inputs.values()) and wanted in ("", kind(record.asset))
+        if digests & set(record.inputs.values()) and wanted in ("", record.kind)
     }
 
 
 def _holds(store: Store, record: Record, dataset: str, ids: list[str]) -> bool:
-    if kind(record.asset) != "selection":
+    if record.kind != "selection":
         return False
     about = tables_about(record.tables, "dataset", dataset)
     return any(_has(store, record, ids, name) for name, _ in about)
@@ -119,10 +121,10 @@ def mark(instance: dg.DagsterInstance, definitions: dg.Definitions, records: Rec
     found = sorted(taints(records))
     due: dict[str, set[dg.AssetCheckKey]] = {}
     for asset in found:
-        name, _, partition = asset.partition("[")
-        key = dg.AssetCheckKey(dg.AssetKey(name.split("/")), CHECK)
-        if key in known:
-            due.setdefault(partition.removesuffix("]"), set()).add(key)
+        made = AssetPartition.parse(asset)
+        key = dg.AssetCheckKey(dg.AssetKey(made.path), CHECK)
+        if key in known and made.partition is not None:
+            due.setdefault(made.partition, set()).add(key)
     for partition, keys in due.items():
         run_here(
             job.get_subset(asset_selection=set(), asset_check_selection=keys),

@@ -16,6 +16,7 @@ from mona.errors import RequestError
 from mona.names import nearest
 from mona.printable import escaped, printable
 from orchestration.config import CONFIG_VARIABLE, Config
+from resources.asset_partition import AssetPartition
 
 CONFIG_META = "mona.config"
 _LEAST_TEXT = 24
@@ -103,23 +104,30 @@ def only(given: str | None, known: dict[str, Any], kind: str) -> str:
     return str(given)
 
 
+def subset_named(config: Config, text: str) -> tuple[str, str]:
+    """(owner, recipe) of TARGET/RECIPE or controls/RECIPE. RequestError where the configuration
+    has no such subset."""
+    from assets.keys import subsets
+
+    known = {"/".join(pair): pair for pair in subsets(config.targets, config.recipes)}
+    if text not in known:
+        near = nearest(text, known)
+        raise RequestError(
+            f"'{text}' is no TARGET/RECIPE or controls/RECIPE of {config.path}{near}"
+        )
+    return known[text]
+
+
 def asset_partition(
     config: Config, kind: str, subset: str, dataset: str | None, model: str | None
 ) -> str:
     """The label of one of a subset's assets (`kind`: selection, finetune), from TARGET/RECIPE or
     controls/RECIPE. RequestError where the configuration has no such subset, or more than one
     dataset or model and none is named."""
-    from assets.keys import subsets
-
-    owner, _, recipe = subset.partition("/")
-    known = subsets(config.targets, config.recipes)
-    if (owner, recipe) not in known:
-        near = nearest(subset, ["/".join(pair) for pair in known])
-        raise RequestError(
-            f"'{subset}' is no TARGET/RECIPE or controls/RECIPE of {config.path}{near}"
-        )
+    owner, recipe = subset_named(config, subset)
     dataset = only(dataset, config.datasets, "dataset")
-    return f"{subset}/{kind}[{dataset}|{only(model, config.models, 'model')}]"
+    model = only(model, config.models, "model")
+    return str(AssetPartition((owner, recipe, kind), dataset, model))
 
 
 def print_table(

@@ -28,11 +28,11 @@ from orchestration.config import Config
 from orchestration.definitions import build_definitions
 from orchestration.history import latest_before, materialisations, record_of, stated_version
 from orchestration.home import open_instance
-from orchestration.lineage import kind
 from orchestration.planner import Standing
 from orchestration.verify_amendments import amendment_problems
 from orchestration.verify_history import history_problems
 from orchestration.verify_tables import newest_problems, tag_problems
+from resources.asset_partition import AssetPartition
 from resources.records import Record, Records, TableSeal, content_at, seal_faults
 from resources.store import Store
 from resources.withdrawals import Withdrawals, shown_reasons
@@ -83,7 +83,7 @@ class Audit:
     def pinned(self) -> dict[str, Record]:
         """The records whose tables' versions are tagged: what was chosen or measured, and all
         above, by digest."""
-        wanted = {d: r for d, r in self.known.items() if kind(r.asset) in _PINNED}
+        wanted = {d: r for d, r in self.known.items() if r.kind in _PINNED}
         return dict(above(self.known, wanted))
 
 
@@ -174,7 +174,7 @@ def _read_records(records: Records) -> tuple[list[Finding], dict[str, Record]]:
 def audited(known: Mapping[str, Record], current: Iterable[str]) -> list[tuple[str, Record]]:
     """(digest, record) of what must stay readable: all that is current or that a model may have
     been trained on, and everything above."""
-    wanted = {digest for digest, record in known.items() if kind(record.asset) in _AUDITED}
+    wanted = {digest for digest, record in known.items() if record.kind in _AUDITED}
     return above(known, wanted | {digest for digest in current if digest in known})
 
 
@@ -249,7 +249,7 @@ def _history(standing: Standing, audit: Audit) -> Iterator[Finding]:
     pointers = {**audit.records.retired(), **audit.pointers}
     seen: set[tuple[str, str | None]] = set()
     # Of names that are configured no more, all that is asked is whether they were made.
-    others = {dg.AssetKey(asset.partition("[")[0].split("/")) for asset in audit.pointers}
+    others = {dg.AssetKey(AssetPartition.parse(asset).path) for asset in audit.pointers}
     for key in sorted(graph.materializable_asset_keys | others):
         newest: set[str | None] = set()
         for event in materialisations(standing.instance, key):

@@ -35,6 +35,7 @@ from orchestration.withdrawal_tables import (
     text_tables,
     traces_of,
 )
+from resources.asset_partition import AssetPartition
 from resources.exports import Exports
 from resources.purge import versions
 from resources.records import Record, Records
@@ -76,7 +77,7 @@ def of_samples(
     found |= {key for withdrawal in Withdrawals(config.home).all() for key in withdrawal.all_ids}
     # A pool's old version may be gone while the subset chosen from it is kept.
     for use in uses_of_samples(known, store, [key for key in asked if key not in found]):
-        dataset = use.subset.partition("[")[2].partition("|")[0]
+        dataset, _ = AssetPartition.parse(use.subset).pair
         samples[dataset] = sorted({*samples.get(dataset, []), use.sample_id})
         found.add(use.sample_id)
     unknown = [key for key in asked if key not in found]

@@ -28,6 +28,7 @@ import dagster as dg
 from mona.content import ContentDigest
 from mona.errors import WorkError
 from mona.files import file_digest, stream_digest, write_whole
+from resources.asset_partition import AssetPartition
 from resources.store import Store
 from resources.tables import kind_of
 
@@ -61,6 +62,15 @@ class Record:
     files: dict[str, str] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """WorkError for an `asset` that is none."""
+        AssetPartition.parse(self.asset)
+
+    @property
+    def kind(self) -> str:
+        """The kind of its asset: raw_pool, selection."""
+        return AssetPartition.parse(self.asset).kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,7 @@ class Records(dg.ConfigurableResource):
 
     def current(self, asset: str) -> str | None:
         """The digest of an asset partition's newest record, or None."""
-        pointer = self._folder / "current" / f"{_file_name(asset)}"
+        pointer = self._folder / "current" / AssetPartition.parse(asset).file_name
         return pointer.read_text(encoding="ascii") if pointer.exists() else None
 
     def publish(self, record: Record) -> str:
@@ -118,7 +128,7 @@ class Records(dg.ConfigurableResource):
         body = _canonical({**asdict(record), "libraries": _libraries()})
         digest = hashlib.sha256(body).hexdigest()
         write_whole(self._folder / f"{digest}.json", body)
-        pointer = self._folder / "current" / _file_name(record.asset)
+        pointer = self._folder / "current" / AssetPartition.parse(record.asset).file_name
         pointer.parent.mkdir(exist_ok=True)
         write_whole(pointer, digest.encode("ascii"))
         return digest
@@ -203,7 +213,7 @@ class Records(dg.ConfigurableResource):
 
     def retire(self, asset: str) -> None:
         """An asset partition has no current record any more; which was its last is kept."""
-        name = _file_name(asset)
+        name = AssetPartition.parse(asset).file_name
         (self._folder / "retired").mkdir(exist_ok=True)
         (self._folder / "current" / name).replace(self._folder / "retired" / name)
 
@@ -213,8 +223,14 @@ class Records(dg.ConfigurableResource):
         return {a: digest for a, digest in self._pointers("retired").items() if a not in current}
 
     def _pointers(self, folder: str) -> dict[str, str]:
-        pointers = sorted((self._folder / folder).glob("[!.]*"))
-        return {_asset_name(path.name): path.read_text(encoding="ascii") for path in pointers}
+        found = {}
+        for path in sorted((self._folder / folder).glob("[!.]*")):
+            try:
+                asset = str(AssetPartition.of_file(path.name))
+            except WorkError as error:
+                raise WorkError(f"{path.parent}: {error}") from error
+            found[asset] = path.read_text(encoding="ascii")
+        return found
 
     def closure(self, digests: Iterable[str]) -> dict[str, Record]:
         """These records and all above them, each after those it was made from."""
@@ -310,13 +326,3 @@ def _libraries() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _file_name(asset: str) -> str:
-    # Names are slugs; '/', '[', '|' and ']' are all that an asset partition adds to them.
-    return asset.replace("/", ".").replace("[", "@").replace("|", "+").replace("]", "")
-
-
-def _asset_name(file_name: str) -> str:
-    name, at, partition = file_name.partition("@")
-    return name.replace(".", "/") + (f"[{partition.replace('+', '|')}]" if at else "")

@@ -14,7 +14,6 @@ from dagster._core.events import DagsterEvent, DagsterEventType
 from assets.keys import (
     ACTIVATIONS,
     DATASET_ENTRY,
-    MODEL_ENTRY_PARTS,
     RAW_POOL,
     SAE,
     SAE_CODES,
@@ -30,6 +29,7 @@ from orchestration.config import Config
 from orchestration.definitions import build_definitions
 from orchestration.home import open_instance
 from orchestration.limits import EXPLAINS_VARIANCE
+from resources.asset_partition import MODEL_ENTRY_PARTS
 from tests.orchestration.bare import bare_settings, homed_config, report_check
 
 PAIR = dg.MultiPartitionKey({"dataset": "fruit", "model": "tiny"})

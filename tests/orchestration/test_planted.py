@@ -72,7 +72,7 @@ def withdrawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str
     for kind in KINDS.values():
         plant(store, kind)
         tables = {name_of(kind): sealed(store, name_of(kind))}
-        records.publish(Record(f"{kind.name}[x]", "v", tables=tables))
+        records.publish(Record(f"raw_pool[{kind.name}]", "v", tables=tables))
     before = {name_of(kind): on_disk(store, name_of(kind)) for kind in KINDS.values()}
     asked = Withdrawal(
         "asked",

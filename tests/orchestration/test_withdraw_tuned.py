@@ -20,8 +20,9 @@ from mona.sample import from_records
 from mona.traces import BLANK
 from orchestration import cli
 from orchestration.definitions import build_resources
-from orchestration.lineage import kind, uses_of_sample
+from orchestration.lineage import uses_of_sample
 from orchestration.taints import CHECK
+from resources.asset_partition import AssetPartition
 from resources.exports import Exports
 from resources.tables import KINDS
 from tests.orchestration.conftest import Project, findings, measured_project, small_project
@@ -134,7 +135,11 @@ def test_a_chosen_sample_taints_what_was_tuned_on_it_and_no_more(one: Project, m
     texts = turns(one, sample)
     records = build_resources(one.config)["records"]
     tuned_before = records.current(TUNED)
-    others = {asset: records.current(asset) for asset in RANDOM if kind(asset) != "selection"}
+    others = {
+        asset: records.current(asset)
+        for asset in RANDOM
+        if AssetPartition.parse(asset).kind != "selection"
+    }
     # What a training that was ended leaves: samples for the trainer, a checkpoint with a log.
     scratch = one.config.home / "scratch"
     (scratch / "finetune.abc" / "checkpoint-4").mkdir(parents=True)
@@ -164,7 +169,9 @@ def test_a_chosen_sample_taints_what_was_tuned_on_it_and_no_more(one: Project, m
     assert {"raw_pool[fruit]", EVALUATED} <= {row["asset"] for row in seen["withdrawn"]}
 
     remade = mona("run")["made"]
-    assert {name for name in remade if kind(name) in SHOWN} - RANDOM == expected
+    assert {
+        name for name in remade if AssetPartition.parse(name).kind in SHOWN
+    } - RANDOM == expected
     assert tainted(mona) == {}
     assert failed_checks(one) == set()
     assert {asset: records.current(asset) for asset in others} == others
@@ -189,7 +196,9 @@ def test_a_sample_that_was_not_chosen_taints_nothing(one: Project, mona: Any) ->
     assert search(one.root, sample, texts) == {}
     assert (tainted(mona), failed_checks(one)) == ({}, set())
     remade = mona("run")["made"]
-    assert not {name for name in remade if kind(name) in ("finetune", "evaluation")}
+    assert not {
+        name for name in remade if AssetPartition.parse(name).kind in ("finetune", "evaluation")
+    }
     assert findings(one) == []
 
 
@@ -207,7 +216,7 @@ def test_a_test_row_taints_what_was_measured_on_it_not_the_models(one: Project, 
     assert search(one.root, sample, texts) == {}
     assert findings(one) == []
     remade = mona("run")["made"]
-    assert {name for name in remade if kind(name) in SHOWN} == expected
+    assert {name for name in remade if AssetPartition.parse(name).kind in SHOWN} == expected
     assert tainted(mona) == {}
     assert search(one.root, sample, texts) == {}
     assert findings(one) == []
