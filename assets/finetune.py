@@ -33,6 +33,7 @@ from assets.step import finished
 from assets.subset import TEST_ROWS, origin_counts, read_subset
 from mona.errors import WorkError
 from mona.fingerprint import fingerprint
+from mona.publishing import publish_folder
 from mona.sample import from_records
 from mona.spec import FinetuneSpec, LanguageModel, ModelSpec, RecipeSpec
 from mona.tokens import RENDERING_VERSION
@@ -246,7 +247,7 @@ def _publish(
         finetune=recipe.finetune,
         report=report,
     )
-    staging.rename(folder)
+    publish_folder(staging, folder)
 
 
 def _shown(

@@ -9,15 +9,13 @@ call `model_digest`.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mona.errors import RequestError, WorkError, sentence
 from mona.files import file_digest
+from mona.publishing import published_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -156,26 +154,6 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any, set[str]]:
     )
     model, loading = loaded
     return model, tokenizer, set(loading["missing_keys"])
-
-
-@contextmanager
-def published_folder(out: Path) -> Iterator[Path]:
-    """A new folder to fill, renamed to `out` when the block ends and removed when it raises.
-
-    `out` appears complete or not at all; if another process made it meanwhile, that one stays.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        try:
-            partial.rename(out)
-        except OSError:
-            if not out.is_dir():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_nan(model: nn.Module, name: str) -> None:

@@ -10,11 +10,9 @@ so that a file can be traced back. Files are written whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast, get_args
@@ -24,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mona.errors import RequestError, WorkError
-from mona.files import refuse_existing
+from mona.publishing import published_file, refuse_existing, unfinished
 from mona.sample import fold_system, from_records, to_records
 from mona.spec import FinetuneSpec, SystemTurns
 
@@ -142,13 +140,6 @@ def files_of(
     return files
 
 
-def unfinished(path: Path) -> Path:
-    """Where a file lies while it is written: beside `path`, so that what a kill leaves is found."""
-    # Of the whole name only a digest: a name may be as long as the file system allows.
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    return path.with_name(f".{name}.mona-partial")
-
-
 def held(file: Path, kind: FileKind, sample_ids: Collection[str]) -> int:
     """How many rows of a written export are of these samples. WorkError for a file that can't be
     read as what it was written as."""
@@ -225,20 +216,15 @@ def _converted(
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well."""
-    temporary = unfinished(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        # Exclusively: never through a link that someone put there.
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
-    try:
+    """A file beside `path` that takes its place when the block ends. RequestError where none can
+    be written there."""
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(published_file(path, unfinished(path)))
+        except OSError as error:
+            raise RequestError(f"{path}: cannot be written ({error.strerror})") from error
         yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _json(value: Any) -> str:

@@ -1,5 +1,5 @@
-"""Files as bytes: of data wherever they lie, on disk or inside a wheel; their digests; writing
-one whole or not at all. What the bytes mean is `mona.containers`.
+"""Files as bytes: of data wherever they lie, on disk or inside a wheel; their digests. What the
+bytes mean is `mona.containers`, writing is `mona.publishing`.
 """
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import io
 import lzma
-import os
 import struct
 import zipfile
 import zlib
@@ -126,31 +125,6 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with path.open("rb") as stream:
         return stream_digest(stream)
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """RequestError where something is at `path`, unless it may be replaced: a file or a folder,
-    never a device or a pipe."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise RequestError(f"{path}: is neither a file nor a folder")
-    if path.exists() and not force:
-        raise RequestError(f"{path}: exists; give --force to overwrite it")
-
-
-def write_whole(path: Path, body: str | bytes) -> None:
-    """Writes a file in an existing folder, text as UTF-8: whoever reads it, whenever this
-    process or the machine stops, finds the old content or the new."""
-    # Of the name only a digest: it may be as long as the file system allows.
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    partial = path.with_name(f".{name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(body.encode("utf-8") if isinstance(body, str) else body)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=4)

@@ -30,7 +30,6 @@ from mona.checkpoints import (
     deciding_files,
     matching_files,
     model_digest,
-    published_folder,
     quiet_transformers,
     refuse_nan,
 )
@@ -44,6 +43,7 @@ from mona.finetune_trainer import (
     trusted,
 )
 from mona.fingerprint import fingerprint
+from mona.publishing import published_folder
 from mona.sample import Message, from_records, to_records
 from mona.spec import FinetuneSpec, Spec, TokenPolicy
 from mona.tokens import Renderer, SetAside, Supervised, template_faults

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from mona.codes import Codes, concatenate, from_rows
 from mona.errors import RequestError, WorkError
+from mona.publishing import published_folder
 
 Activation = Literal["topk", "jumprelu", "relu"]
 InputNorm = Literal["none", "centre", "constant_norm_rescale", "layer_norm"]
@@ -145,24 +144,15 @@ class SparseAutoencoder:
     def save(self, folder: Path) -> None:
         """Write the record and the weights to `folder`, replacing what was there.
 
-        Files are written beside `folder` and renamed, so a reader never meets half an SAE.
+        A reader never meets half an SAE.
         """
         from safetensors.torch import save_file
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            written = staging / "new"
-            written.mkdir()
+        with published_folder(folder, replace=True) as written:
             tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
             save_file(tensors, written / WEIGHTS_FILE)
             text = json.dumps({**self._method(), "digest": self.digest}, indent=2)
             (written / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
-            if folder.exists():
-                folder.replace(staging / "old")
-            written.replace(folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     @staticmethod
     def load(folder: Path, device: str | torch.device = "cpu") -> SparseAutoencoder:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mona.errors import RequestError, WorkError
-from mona.files import refuse_existing, write_whole
+from mona.publishing import refuse_existing, write_whole
 from orchestration.config import Config, load_config
 from orchestration.terminal import asset_partition, config_option, json_option, print_table
 

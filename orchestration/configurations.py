@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from mona.errors import RequestError
-from mona.files import write_whole
+from mona.publishing import write_whole
 from orchestration.config import Config, load_config
 
 

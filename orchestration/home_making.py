@@ -23,7 +23,7 @@ import dagster as dg
 
 from assets.pools import CPU_POOL, GPU_POOL
 from mona.errors import TakenError, WorkError
-from mona.files import write_whole
+from mona.publishing import write_whole
 from orchestration.home_settings import SETTINGS
 from resources.locks import held
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mona.files import write_whole
+from mona.publishing import write_whole
 
 _BEFORE = (
     """\

@@ -23,6 +23,7 @@ from assets.finetune import PROVENANCE_FILE, tuned_folder
 from assets.keys import both, finetune, label, selection
 from mona.errors import RequestError
 from mona.fingerprint import fingerprint
+from mona.publishing import publish_folder
 from mona.tuned import tuned_digest
 from orchestration.history import latest_before, stated_version
 from orchestration.planner import Standing
@@ -74,7 +75,7 @@ def register(
         }
         body = json.dumps(facts, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
         (staging / PROVENANCE_FILE).write_text(body, encoding="utf-8")
-        staging.rename(folder)
+        publish_folder(staging, folder)
     parents = list(standing.parents(key, asset, with_entries=True))
     read = {parent: latest_before(standing.instance, *parent, None) for parent in parents}
     entries = {

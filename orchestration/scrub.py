@@ -16,7 +16,7 @@ from typing import Any
 
 from assets.describe import TEXT_COLUMNS
 from mona.errors import WorkError
-from mona.files import write_whole
+from mona.publishing import write_whole
 from mona.traces import BLANK, Traces
 
 _ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")

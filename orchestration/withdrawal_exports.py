@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mona.errors import WorkError
-from mona.export import held, unfinished, without
+from mona.export import held, without
 from mona.files import file_digest
+from mona.publishing import unfinished
 from orchestration.config import Config
 from orchestration.withdrawal_report import Report
 from resources.exports import ExportFile, Exports

@@ -18,7 +18,8 @@ from typing import Any, cast, get_args
 
 from mona.errors import WorkError
 from mona.export import FileKind, kind_by_content
-from mona.files import file_digest, write_whole
+from mona.files import file_digest
+from mona.publishing import write_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ import dagster as dg
 from mona import method
 from mona.device import resolve_device, resolve_dtype
 from mona.errors import RequestError, WorkError
-from mona.files import DataFile, write_whole
+from mona.files import DataFile
 from mona.fingerprint import fingerprint
 from mona.hub import hub_answers, repository
+from mona.publishing import write_whole
 from mona.spec import (
     LanguageModel,
     ModelSpec,

@@ -27,7 +27,8 @@ import dagster as dg
 
 from mona.content import ContentDigest
 from mona.errors import WorkError
-from mona.files import file_digest, stream_digest, write_whole
+from mona.files import file_digest, stream_digest
+from mona.publishing import write_whole
 from resources.asset_partition import AssetPartition
 from resources.store import Store
 from resources.tables import kind_of

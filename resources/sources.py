@@ -21,9 +21,10 @@ import dagster as dg
 
 from mona.containers import is_known
 from mona.errors import PassingError, RequestError, WorkError
-from mona.files import DataFile, archive_members, printable, said, write_whole
+from mona.files import DataFile, archive_members, printable, said
 from mona.fingerprint import fingerprint
 from mona.hub import hub_answers, repository
+from mona.publishing import write_whole
 from mona.spec import DatasetSpec, Hub, ModelSpec, Source, TargetFiles, TargetSpec, Wheel
 from resources.withdrawals import Withdrawals
 

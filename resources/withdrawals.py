@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from mona.errors import WorkError
-from mona.files import write_whole
 from mona.fingerprint import fingerprint
 from mona.pool import Withdrawn
+from mona.publishing import write_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from mona.evaluation.harness import (
 from mona.evaluation.results import Evaluation, RowResult, summarise
 from mona.evaluation.sandbox import require_permission
 from mona.evaluation.tasks import make_tasks, runs_programs
-from mona.files import write_whole
 from mona.fingerprint import fingerprint
+from mona.publishing import write_whole
 from mona.sample import sample_id
 from mona.spec import EvaluationSpec, TargetReader
 from mona.targets import TargetRow

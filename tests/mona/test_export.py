@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from mona.errors import RequestError, WorkError
-from mona.export import ExportFormat, export, files_of, held, kind_by_content, unfinished, without
+from mona.export import ExportFormat, export, files_of, held, kind_by_content, without
+from mona.publishing import unfinished
 from mona.spec import FinetuneSpec, LanguageModel
 
 Row = dict[str, Any]

@@ -17,7 +17,7 @@ import pytest
 
 from assets.keys import label, selection
 from mona.errors import RequestError, WorkError
-from mona.export import unfinished
+from mona.publishing import unfinished
 from orchestration import cli
 from orchestration.definitions import build_resources
 from orchestration.lineage import names_origin

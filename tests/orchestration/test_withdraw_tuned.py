@@ -15,7 +15,8 @@ import pytest
 from assets import evaluation as measuring
 from assets.evaluation import results_table
 from assets.keys import evaluation, finetune, label, leaderboard, selection
-from mona.export import ExportFormat, unfinished
+from mona.export import ExportFormat
+from mona.publishing import unfinished
 from mona.sample import from_records
 from mona.traces import BLANK
 from orchestration import cli
