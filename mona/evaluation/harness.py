@@ -87,21 +87,23 @@ def wrapped(model: Any, tokenizer: Any, batch_tokens: int) -> Any:
     """A transformers model as the harness's, which runs batches of so many tokens."""
     from lm_eval.models.huggingface import HFLM
 
+    from mona.encoder import plan_batches
+
     class Model(HFLM):
         """The harness's model, in batches of so many tokens and without progress bars."""
 
         def _in_batches(self, requests: Sequence[Any], new_tokens: int, call: Any) -> list[Any]:
             # The harness pads all its batches as if they held the longest request.
-            lengths = [len(self.tok_encode(request.args[0])) + new_tokens for request in requests]
-            order = sorted(range(len(requests)), key=lambda i: (-lengths[i], requests[i].args[0]))
+            # Those of one length by their text: batches do not depend on the requests' order.
+            order = sorted(range(len(requests)), key=lambda i: requests[i].args[0])
+            prompts = (requests[i].args[0] for i in order)
+            lengths = [len(self.tok_encode(prompt)) + new_tokens for prompt in prompts]
             answers: list[Any] = [None] * len(requests)
-            while order:
-                size = max(1, batch_tokens // lengths[order[0]])
-                batch, order = order[:size], order[size:]
-                self.batch_size_per_gpu = size
-                made = call([requests[i] for i in batch], disable_tqdm=True)
+            for batch in plan_batches(lengths, batch_tokens):
+                self.batch_size_per_gpu = len(batch)
+                made = call([requests[order[i]] for i in batch], disable_tqdm=True)
                 for i, one in zip(batch, made, strict=True):
-                    answers[i] = one
+                    answers[order[i]] = one
             return answers
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:

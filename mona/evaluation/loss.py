@@ -65,6 +65,8 @@ def held_out_loss(
     its device; its logits' softmax is taken in float32 whatever its dtype. batch_tokens: padded
     tokens a forward pass. Raises RequestError where no row is left.
     """
+    from mona.encoder import plan_batches
+
     rows = [row for row in rows if row.messages[-1].role == "assistant"]
     rendered = renderer.supervised([row.messages for row in rows])
     kept = [
@@ -78,10 +80,7 @@ def held_out_loss(
             "measure the loss of"
         )
     sums = np.zeros(len(kept))
-    order = sorted(range(len(kept)), key=lambda i: (-len(kept[i][1]), i))
-    while order:
-        size = max(1, batch_tokens // len(kept[order[0]][1]))
-        batch, order = order[:size], order[size:]
+    for batch in plan_batches([len(ids) for _, ids, _ in kept], batch_tokens):
         sums[batch] = _batch_sums(model, [kept[i][1:] for i in batch])
         if progress is not None:
             progress(len(batch))
