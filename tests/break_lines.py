@@ -80,8 +80,8 @@ BREAKS = [
     ),
     Break(
         "mona/evaluation/intervals.py",
-        "_Z**2 / (4 * n**2)",
-        "_Z**2 / (4 * n)",
+        "        paired=True,\n",
+        "        paired=False,\n",
         "tests/mona/evaluation/test_intervals.py",
     ),
     Break(

@@ -63,7 +63,7 @@ def summarise(rows: Sequence[RowResult], *, macro: bool, seed: int) -> Evaluatio
             subtasks = np.array([row.subtask for row in having])
             metrics[name] = bootstrap_macro(values, subtasks, seed)
         elif np.isin(values, (0.0, 1.0)).all():
-            metrics[name] = wilson(float(values.sum()), len(values))
+            metrics[name] = wilson(int(values.sum()), len(values))
         else:
             metrics[name] = bootstrap_mean(values, seed)
     table = [

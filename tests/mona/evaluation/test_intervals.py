@@ -54,6 +54,24 @@ def test_a_constant_has_no_width_and_nothing_has_no_interval() -> None:
         wilson(0, 0)
 
 
+def test_one_row_has_no_width() -> None:
+    for found in (
+        bootstrap_mean(np.array([0.3]), seed=4),
+        bootstrap_ratio(np.array([3.0]), np.array([10]), seed=4),
+        bootstrap_macro(np.array([0.3, 0.3]), np.array(["a", "b"]), seed=4),
+    ):
+        assert (found.value, found.low, found.high) == pytest.approx((0.3, 0.3, 0.3))
+    assert bootstrap_ratio(np.zeros(1), np.zeros(1), seed=4).high == 0
+
+
+def test_the_bounds_are_percentiles_of_rows_drawn_with_their_weights() -> None:
+    sums, weights = RNG.normal(5, 2, 40), RNG.integers(0, 30, 40)
+    found = bootstrap_ratio(sums, weights, seed=9)
+    drawn = np.random.default_rng(9).integers(40, size=(10_000, 40))
+    ratios = sums[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
+
+
 def test_the_ratio_weighs_rows_by_their_tokens() -> None:
     found = bootstrap_ratio(np.array([10.0, 1.0]), np.array([10, 2]), seed=0)
     assert found.value == pytest.approx(11 / 12)
