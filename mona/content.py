@@ -7,7 +7,6 @@ any value, null or order of rows. Digests of stored bytes are `resources.records
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -75,11 +74,3 @@ class ContentDigest:
 
 def _valid(column: pa.Array) -> np.ndarray:
     return column.is_valid().to_numpy(zero_copy_only=False)
-
-
-def content_digest(batches: Iterable[pa.RecordBatch]) -> str:
-    """The digest of all rows of `batches`."""
-    digest = ContentDigest()
-    for batch in batches:
-        digest.add(batch)
-    return digest.hexdigest()
