@@ -172,7 +172,7 @@ def main() -> None:
 
             began = time.perf_counter()
             population = pool_population(name)
-            samples = store.newest(population.samples_table)
+            samples = store.newest(f"pool.{name}")
             encodings = Encodings(store, engine, population, samples, "bench", lambda: encoder)
             table = population.codes_table("bench", "bench")
             report = encodings.sync(CodesOf(table, "bench", sae, None, "mean"))

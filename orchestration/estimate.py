@@ -11,7 +11,7 @@ import json
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
 import pyarrow.compute as pc
@@ -42,15 +42,13 @@ _COMPRESSION = 4
 # Forward, backward and its recomputation of activations, in forward passes.
 _TRAINING_PASSES = 3
 
-# What a row's figures are: counted here, too small to count, or of a kind that is not estimated.
-Kind = Literal["estimated", "small", "measured"]
-
 
 @dataclass
 class Plan:
     """`steps`: a row an asset partition that is not fresh, in the order of the run: asset,
-    status, why, kind, and FIGURES (bytes, seconds; None where unknown). `fetch`: what would be
-    downloaded. `unknown`: why figures are missing."""
+    status, why, kind, and FIGURES (bytes, seconds; None where unknown). A kind is 'estimated',
+    'small' (too small to count) or 'measured' (only the step itself can tell). `fetch`: what would
+    be downloaded. `unknown`: why figures are missing."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     fetch: list[str] = field(default_factory=list)

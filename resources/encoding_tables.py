@@ -25,11 +25,6 @@ class Population:
     kind: str
     name: str
 
-    @property
-    def samples_table(self) -> str:
-        """The table with the samples' texts."""
-        return f"examples.{self.name}" if self.kind else f"pool.{self.name}"
-
     def activations_table(self, encoder_fingerprint: str) -> str:
         """Shared by all models whose entries mean the same encoder."""
         return f"{self.kind}activations.{self.name}.{encoder_fingerprint}"
