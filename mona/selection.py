@@ -5,7 +5,7 @@ come from is `mona.similarity`; which samples to exclude is decided elsewhere.
 
 Rows rank by score, highest first, then by sample id, so a selection depends neither on the
 order of the stream nor on its batches. Only rows that can still be chosen are kept, and four
-bytes of score for each eligible row, from which the report's exact quantiles come.
+bytes of score for each eligible row, from which the report's histogram comes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 from mona.errors import WorkError
 from mona.spec import Budget
 
-QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _BINS = 40
 _SCHEMA = pa.schema([("sample_id", pa.string()), ("score", pa.float32()), ("length", pa.int64())])
 # Rows gathered before they are merged into the candidates.
@@ -36,17 +35,14 @@ class SelectionReport:
 
     `pool` figures are over the eligible rows: those scanned less those excluded. `tokens` is
     None when lengths were not given. `budget_met` is False when the pool ran out before the
-    count or token budget did. Quantiles are at QUANTILES; histograms share `edges`.
+    count or token budget did. Histograms share `edges`.
     """
 
-    scanned: int
     excluded: int
     eligible: int
     chosen: int
     tokens: int | None
     budget_met: bool
-    pool_quantiles: tuple[float, ...]
-    chosen_quantiles: tuple[float, ...]
     edges: np.ndarray  # float64 [bins + 1]
     pool_counts: np.ndarray  # int64 [bins]
     chosen_counts: np.ndarray  # int64 [bins]
@@ -190,14 +186,11 @@ class TopRanked:
         lengths = None if length_column.null_count else length_column.to_numpy()
         pool_counts, edges = np.histogram(scores.astype(np.float64), bins=_BINS)
         report = SelectionReport(
-            scanned=self._scanned,
             excluded=self._scanned - eligible,
             eligible=eligible,
             chosen=taken,
             tokens=None if lengths is None else int(lengths.sum()),
             budget_met=budget_met,
-            pool_quantiles=_quantiles(scores),
-            chosen_quantiles=_quantiles(chosen_scores),
             edges=edges,
             pool_counts=pool_counts,
             chosen_counts=np.histogram(chosen_scores.astype(np.float64), bins=edges)[0],
@@ -223,7 +216,3 @@ def select(
 def _array(values: pa.Array | np.ndarray | Sequence[str], kind: pa.DataType) -> pa.Array:
     array = values if isinstance(values, pa.Array) else pa.array(values)
     return array.cast(kind)
-
-
-def _quantiles(scores: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(value) for value in np.quantile(scores.astype(np.float64), QUANTILES))
