@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import dagster as dg
 
@@ -295,14 +296,21 @@ def seal_faults(
     for path, expected in sorted(seal.files.items()):
         if manifest_only and not path.startswith("_versions/"):
             continue
-        try:
-            with store.open_file(name, path) as stream:
-                found = stream_digest(stream)
-        except (FileNotFoundError, IsADirectoryError):
-            yield path, "the file is missing"
-            continue
-        if found != expected:
-            yield path, f"its bytes have digest {found[:16]}, not {expected[:16]}"
+        fault = file_fault(expected, partial(store.open_file, name, path))
+        if fault is not None:
+            yield path, fault
+
+
+def file_fault(expected: str, opened: Callable[[], AbstractContextManager[BinaryIO]]) -> str | None:
+    """What is wrong with a file against its recorded SHA-256, or None."""
+    try:
+        with opened() as stream:
+            found = stream_digest(stream)
+    except (FileNotFoundError, IsADirectoryError):
+        return "the file is missing"
+    if found != expected:
+        return f"its bytes have digest {found[:16]}, not {expected[:16]}"
+    return None
 
 
 def folder_files(home: str, folder: Path) -> dict[str, str]:
