@@ -99,14 +99,7 @@ def build_encoding(
         codes = None
         if coding:
             digest = str(read.record(sae).about["sae"])
-            meaning = model.codes(digest)
-            codes = CodesOf(
-                population.codes_table(name, meaning),
-                meaning,
-                shelf.sae(name, digest),
-                model.spec.k,
-                model.spec.pooling,
-            )
+            codes = CodesOf.of_model(population, model, digest, shelf)
         started = time.monotonic()
         title = f"encoding {dataset} with {name}"
         with store.lock(encodings.table):

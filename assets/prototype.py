@@ -109,22 +109,15 @@ def build_prototype(
         population = examples_population(target)
         encodings = Encodings.of_model(population, samples, model, views, shelf, store, engine)
         digest = str(read.record(sae).about["sae"])
-        meaning = model.codes(digest)
-        codes = CodesOf(
-            population.codes_table(name, meaning),
-            meaning,
-            shelf.sae(name, digest),
-            model.spec.k,
-            model.spec.pooling,
-        )
+        codes = CodesOf.of_model(population, model, digest, shelf)
         count = len(samples.sample_ids)
         with store.lock(encodings.table):
             with progress_bar(f"encoding {target} with {name}", count, "examples") as advance:
                 report = encodings.sync(codes, advance)
             rows = samples.read(["sample_id", "subtasks"])
             vectors = _prototypes(store, target, encodings, codes, rows, spec)
-            made = prototype_table(target, name, meaning)
-            _write(store, made, meaning, vectors)
+            made = prototype_table(target, name, codes.fingerprint)
+            _write(store, made, codes.fingerprint, vectors)
             pairs = rows.to_pydict()
             ids = fingerprint(rows=sorted(zip(pairs["sample_id"], pairs["subtasks"], strict=True)))
             return finished(
@@ -133,13 +126,13 @@ def build_prototype(
                 name,
                 fingerprint(
                     rows=ids,
-                    codes=meaning,
+                    codes=codes.fingerprint,
                     prototype=[spec.prototype, method.PROTOTYPE],
                     views=method.of_views(views),
                 ),
                 entries=entries,
                 tables=[made, codes.table, encodings.table, *encodings.view_tables.values()],
-                about={"examples": ids, "codes": meaning, "encoder": model.encoder},
+                about={"examples": ids, "codes": codes.fingerprint, "encoder": model.encoder},
                 shown={
                     "dagster/row_count": count,
                     "examples run through the model": report.forwarded,

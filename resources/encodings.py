@@ -50,6 +50,16 @@ class CodesOf:
     k: int | None
     pooling: Literal["mean", "sum"]
 
+    @classmethod
+    def of_model(
+        cls, population: Population, model: ResolvedModel, sae: str, shelf: Models
+    ) -> CodesOf:
+        """A population's codes under a configured model and the SAE of this digest."""
+        meaning = model.codes(sae)
+        table = population.codes_table(model.name, meaning)
+        spec = model.spec
+        return cls(table, meaning, shelf.sae(model.name, sae), spec.k, spec.pooling)
+
     def encode(self, states: torch.Tensor, offsets: np.ndarray) -> Codes:
         """The codes of samples whose tokens lie at `offsets` [S + 1] of `states` [T, d]."""
         return self.sae.encode(states, offsets, self.k, self.pooling)
