@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,14 @@ from mona.pool import (
     POOL_SCHEMA,
     QUARANTINE_SCHEMA,
     NamedRows,
-    PoolResult,
     PoolSource,
     Withdrawn,
     build_pool,
     pool_digest,
 )
-from mona.sample import Message, sample_id
-from mona.spec import Source, Subsample
+from mona.sample import Message
+from mona.spec import Subsample
+from tests.mona.pools import build, data_files, hub, identity, lines, row, source
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,42 +39,6 @@ def _small_batches() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mona.pool, "_BATCH_ROWS", 3)
         yield
-
-
-def row(number: int) -> dict[str, Any]:
-    return {"instruction": f"Count to {number}.", "output": " ".join(map(str, range(number)))}
-
-
-def identity(number: int) -> str:
-    given_row = row(number)
-    return sample_id(
-        [Message("user", given_row["instruction"]), Message("assistant", given_row["output"])]
-    )
-
-
-def source(name: str, *inputs: NamedRows | DataFile, **fields: Any) -> PoolSource:
-    return PoolSource(Source(name=name, path="unused", **fields), inputs)
-
-
-def hub(name: str, numbers: Sequence[int]) -> NamedRows:
-    return NamedRows(name, [row(number) for number in numbers])
-
-
-def build(*sources: PoolSource, **options: Any) -> tuple[PoolResult, list[dict[str, Any]]]:
-    with tempfile.TemporaryDirectory() as staging:
-        result = build_pool(sources, Path(staging), **{"max_bad_rows": 0.0, **options})
-        return result, pq.read_table(result.parquet).to_pylist()
-
-
-def data_files(folder: Path, **contents: str) -> list[DataFile]:
-    paths = [folder / f"{name}.jsonl" for name in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        path.write_text(content, "utf-8")
-    return [DataFile(path) for path in paths]
-
-
-def lines(*rows: Any) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def test_what_is_withdrawn_is_counted_and_left_out() -> None:
