@@ -6,6 +6,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,27 +59,30 @@ def made_subsets(config: Config, records: Records, store: Store) -> list[dict[st
 
 def pool_accounts(records: Records, made: list[str]) -> list[str]:
     """A line for each pool among the asset partitions just made: what became of its rows."""
-    lines = []
-    for asset in map(AssetPartition.parse, made):
-        digest = records.current(str(asset)) if asset.kind == "raw_pool" else None
-        if digest is not None and asset.dataset is not None:
-            lines.append(account(asset.dataset, records.get(digest).about))
-    return lines
+    return [account(str(asset.dataset), about) for asset, about in _of("raw_pool", records, made)]
 
 
 def encoding_accounts(records: Records, made: list[str]) -> list[str]:
     """A line for each encoding just made that set samples aside."""
     lines = []
-    for asset in map(AssetPartition.parse, made):
-        digest = records.current(str(asset)) if asset.kind == "activations" else None
-        aside = records.get(digest).about.get("set aside", 0) if digest is not None else 0
-        if aside:
+    for asset, about in _of("activations", records, made):
+        if aside := about.get("set aside", 0):
             dataset, model = asset.pair
             lines.append(
                 f"{dataset}: {aside:,} samples are set aside, which the template of '{model}' "
                 f"can't render truly: mona pool show {dataset} --set-aside"
             )
     return lines
+
+
+def _of(
+    kind: str, records: Records, made: list[str]
+) -> Iterator[tuple[AssetPartition, dict[str, Any]]]:
+    """The asset partitions of a kind among those just made, and what their records say."""
+    for asset in map(AssetPartition.parse, made):
+        digest = records.current(str(asset)) if asset.kind == kind else None
+        if digest is not None:
+            yield asset, records.get(digest).about
 
 
 def boards(config: Config, instance: dg.DagsterInstance, target: str | None = None) -> list[Board]:
