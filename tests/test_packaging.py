@@ -53,7 +53,8 @@ def test_a_wheel_holds_every_file(package: str) -> None:
         # A folder without it is no package, and what is in it stays behind.
         assert (path.parent / "__init__.py").is_file(), path
         name = ".".join(path.parent.relative_to(ROOT).parts)
-        globs = ["*.py", *settings["package-data"].get(name, [])]
+        data = settings["package-data"]
+        globs = ["*.py", *data.get("*", []), *data.get(name, [])]
         assert any(fnmatch(path.name, pattern) for pattern in globs), path
 
 
