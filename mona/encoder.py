@@ -32,6 +32,8 @@ from mona.model_check import absolute_layer, inspect_model
 from mona.spec import SystemTurns, Template, TokenPolicy
 from mona.tokens import Renderer, Tokenised
 
+_CONTENT = TokenPolicy()
+
 
 @dataclass(frozen=True, slots=True)
 class TokenStates:
@@ -62,7 +64,16 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 class Encoder:
-    """A truncated causal language model with its renderer."""
+    """A truncated causal language model with its renderer.
+
+    >>> import mona
+    >>> encoder = mona.Encoder.load(model_folder, layer=3)
+    >>> pool = mona.read_pool(pool_file)
+    >>> batch = encoder.renderer.render_batch([sample.messages for sample in pool[:2]])
+    >>> made = encoder.forward(batch)
+    >>> made.states.shape == (made.offsets[-1], encoder.width)
+    True
+    """
 
     def __init__(
         self,
@@ -101,14 +112,14 @@ class Encoder:
     @classmethod
     def load(
         cls,
-        folder: Path,
+        folder: str | Path,
         *,
         layer: int,
-        dtype: str,
-        device: str,
-        template: Template,
-        policy: TokenPolicy,
-        max_length: int,
+        dtype: str = "float32",
+        device: str = "cpu",
+        template: Template = "chat",
+        policy: TokenPolicy = _CONTENT,
+        max_length: int = 2_048,
         trust_remote_code: bool = False,
         system: SystemTurns = "keep",
         blocks_after: int = 0,
@@ -123,6 +134,7 @@ class Encoder:
         Raises RequestError, in one line, on the first fault of `mona.model_check` and on
         whatever the library says when it can't load the weights; WorkError on NaN weights.
         """
+        folder = Path(folder)
         if device == "cuda" and not torch.cuda.is_available():
             raise RequestError("device cuda: torch sees no CUDA device here")
         found = inspect_model(

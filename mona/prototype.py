@@ -22,6 +22,12 @@ def mean_prototype(codes: Codes, latents: int) -> np.ndarray:
     """Unweighted mean of S >= 1 sparse rows: float32 [latents].
 
     Raises WorkError when there are no examples or a row holds a latent beyond `latents`.
+
+    >>> import numpy as np, mona
+    >>> from mona.codes import from_rows
+    >>> codes = from_rows(np.array([0, 1, 2]), np.array([0, 2]), np.array([1.0, 3.0]))
+    >>> mona.mean_prototype(codes, 4).tolist()
+    [0.5, 0.0, 1.5, 0.0]
     """
     return _mean(_sparse_total(codes, latents), np.zeros(len(codes), np.intp), 1)
 

@@ -59,6 +59,13 @@ class SparseAutoencoder:
     x to norm sqrt(d), "layer_norm" standardises it.
 
     Decoder norms and gates of other projects' SAEs are folded into these tensors on reading.
+
+    >>> import torch, mona
+    >>> eye, nothing = torch.eye(3), torch.zeros(3)
+    >>> sae = mona.SparseAutoencoder(eye, nothing, eye, nothing, "topk", k=1)
+    >>> active = sae.active(torch.tensor([[0.5, 2.0, 1.0]]))
+    >>> active.latents.tolist(), active.values.tolist()
+    ([1], [2.0])
     """
 
     w_enc: Tensor
@@ -155,11 +162,12 @@ class SparseAutoencoder:
             (written / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
     @staticmethod
-    def load(folder: Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
+    def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
         """The SAE saved in `folder`. WorkError if its bytes are not those that were saved."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        folder = Path(folder)
         record = _read_record(folder)
         try:
             tensors: dict[str, Any] = load_file(folder / WEIGHTS_FILE)

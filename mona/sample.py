@@ -21,7 +21,12 @@ _REASONING = re.compile(r"(\s*<think>\n*)(.*?)(\n*</think>\n*)(.*)", re.DOTALL)
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn. `role` is one of ROLES; `content` is kept to the letter. `learn` is False for
-    an assistant turn that its source marks as not to train on."""
+    an assistant turn that its source marks as not to train on.
+
+    >>> import mona
+    >>> mona.Message("user", "How many plums?").learn
+    True
+    """
 
     role: str
     content: str

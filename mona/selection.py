@@ -206,7 +206,15 @@ def select(
     pool_rows: int,
     excluded: Iterable[str] = (),
 ) -> Selection:
-    """The selection from one stream of (ids, scores) or (ids, scores, lengths)."""
+    """The selection from one stream of (ids, scores) or (ids, scores, lengths).
+
+    `pool_rows` and `excluded` are those of `TopRanked`.
+
+    >>> import mona
+    >>> ids, scores = ["a", "b", "c"], [0.25, 0.75, 0.5]
+    >>> mona.select([(ids, scores)], mona.Budget(count=2), len(ids)).sample_ids
+    ['b', 'c']
+    """
     ranked = TopRanked(budget, pool_rows, excluded)
     for batch in stream:
         ranked.add(*batch)

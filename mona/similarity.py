@@ -198,6 +198,12 @@ def score_codes(
 
     `similarities` is one for all prototypes or one each. Raises WorkError when a prototype
     has a negative value, NaN or infinity, or when a row holds a latent it does not have.
+
+    >>> import numpy as np, mona
+    >>> from mona.codes import from_rows
+    >>> codes = from_rows(np.array([0, 1, 2]), np.array([0, 2]), np.array([1.0, 3.0]))
+    >>> mona.score_codes(codes, np.array([[1.0, 0.0, 1.0]], np.float32), "jaccard").tolist()
+    [[0.5], [0.25]]
     """
     return _score_codes(codes, _prepared(prototypes, similarities, signed=False))
 

@@ -395,7 +395,12 @@ class TargetSpec(Spec):
 
 
 class Budget(Spec):
-    """How much to select; exactly one of `share`, `count`, `tokens`."""
+    """How much to select; exactly one of `share`, `count`, `tokens`.
+
+    >>> import mona
+    >>> mona.Budget(share=0.05).share
+    0.05
+    """
 
     one_of = ("share", "count", "tokens")
 

@@ -242,9 +242,11 @@ def ui(config_path: str | None, port: int) -> None:
 
     os.environ["DAGSTER_HOME"] = dagster_home(config)
     os.environ[CONFIG_VARIABLE] = str(config.path)
-    root = Path(__file__).parent.parent
-    os.chdir(root)
-    command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml"]
+    # Python looks for modules where it is started: not in a folder of the user's, which may well
+    # have an `assets` of its own.
+    os.chdir(os.environ["DAGSTER_HOME"])
+    workspace = str(Path(__file__).with_name("workspace.yaml").resolve())
+    command = [sys.executable, "-m", "dagster", "dev", "-w", workspace]
     click.echo(f"Dagster's UI: http://127.0.0.1:{port}")
     os.execv(sys.executable, [*command, "-h", "127.0.0.1", "-p", str(port)])
 

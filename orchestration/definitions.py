@@ -1,7 +1,8 @@
 """The Dagster definitions that follow from a configuration.
 
-`build_definitions(config, **resource_overrides)` is the seam for tests; workspace.yaml loads
-`definitions()`, which reads the file named by MONA_CONFIG.
+`build_definitions(config, **resource_overrides)` is the seam for tests. Dagster finds and calls
+`definitions()`, which reads the file named by MONA_CONFIG: through the clone's workspace.yaml,
+through the one beside this file (`mona ui`, wherever the packages lie) or by this module's name.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
     )
 
 
+@dg.definitions
 def definitions() -> dg.Definitions:
     """The definitions of the configuration named by MONA_CONFIG."""
     config = load_config()

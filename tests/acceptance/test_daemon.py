@@ -35,12 +35,12 @@ PATIENCE_SECONDS = 400
 
 
 @contextmanager
-def served(project: Project) -> Iterator[str]:  # noqa: F811
+def served(project: Project, python: str = sys.executable) -> Iterator[str]:  # noqa: F811
     """`mona ui` on a free port, whose address is given, while the block runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "orchestration.cli", "ui", "--port", str(port)]
+    command = [python, "-m", "orchestration.cli", "ui", "--port", str(port)]
     process = subprocess.Popen(
         [*command, "--config", str(project.config_path)],
         stdout=(project.root / "ui.log").open("w"),
