@@ -36,7 +36,6 @@ from resources.records import Records
 from resources.snapshot import Snapshot
 from resources.sources import Sources
 from resources.store import Store
-from resources.withdrawals import Withdrawals
 
 _KEYED_SCHEMA = pa.schema([POOL_SCHEMA.field(0).with_metadata(KEY), *list(POOL_SCHEMA)[1:]])
 
@@ -76,7 +75,7 @@ def build_raw_pool(
         dataset = context.partition_key
         spec = datasets[dataset]
         entry = sources.dataset_version(dataset, spec, dict(models))
-        withdrawn = Withdrawals(sources.home).forbidden()
+        withdrawn = sources.ledger.forbidden()
         present = [source for source in spec.sources if not withdrawn.covers(source.name)]
         if not present:
             raise WorkError(f"datasets.{dataset}: every source is withdrawn: remove the dataset")

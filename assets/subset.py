@@ -25,7 +25,6 @@ from resources.asset_partition import AssetPartition
 from resources.engine import progress_bar
 from resources.snapshot import Snapshot
 from resources.table_at import TableAt
-from resources.withdrawals import Withdrawals
 
 # In a subset's record: how many test rows of its targets the pool could be compared with.
 TEST_ROWS = "test rows"
@@ -67,7 +66,7 @@ def read_subset(read: Snapshot, subset: str, dataset: str) -> list[dict[str, Any
     rows: list[dict[str, Any]] = read.table(subset, name).read().to_pylist()
     above = Snapshot(read.store, read.records, dict(read.record(subset).inputs))
     pool = above.table(label(RAW_POOL, dataset), pool_table(dataset))
-    gone = Withdrawals(read.records.home).gone_from(dataset)
+    gone = read.records.ledger.gone_from(dataset)
     kept = [row["sample_id"] for row in rows if row["sample_id"] not in gone]
     texts = pool.rows(["messages"], kept)
     by_id = dict(zip(kept, texts.column("messages").to_pylist(), strict=True))

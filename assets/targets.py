@@ -29,7 +29,6 @@ from resources.records import Records
 from resources.snapshot import Snapshot
 from resources.sources import Sources
 from resources.store import Store
-from resources.withdrawals import Withdrawals
 
 _KEYED_EXAMPLES = pa.schema(
     [
@@ -84,7 +83,7 @@ def build_examples(target: str, spec: TargetSpec) -> dg.AssetsDefinition:
             return [replace(row, file=f"{hub.repo}@{commit}") for row in rows]
 
         revisions: dict[str, str] = {}
-        withdrawn = Withdrawals(sources.home).forbidden().ids
+        withdrawn = sources.ledger.forbidden().ids
         entry = sources.target_version(target, spec)
         chosen = choose_examples(
             read(spec.examples, "examples"),

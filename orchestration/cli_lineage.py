@@ -84,11 +84,11 @@ def sample_command(name: str, config_path: str | None, as_json: bool) -> None:
     from orchestration.definitions import build_resources
     from orchestration.lineage import uses_of_sample
     from orchestration.withdrawal import ever_stored
-    from resources.withdrawals import Withdrawals, shown_reasons
+    from resources.withdrawals import shown_reasons
 
     resources = build_resources(load_config(config_path))
     records, store = resources["records"], resources["store"]
-    taken = Withdrawals(records.home).of_sample(name)
+    taken = records.ledger.of_sample(name)
     uses = uses_of_sample(records, store, name)
     if not uses and not taken and not ever_stored(store, name):
         raise RequestError(f"no pool, target or subset has a sample '{name}'")
@@ -171,10 +171,10 @@ def _totals(uses: Sequence[Any], field: str, name: str) -> list[dict[str, Any]]:
 
 
 def _use_rows(uses: Sequence[Any], records: Any) -> list[dict[str, Any]]:
-    from resources.withdrawals import Withdrawals, shown_reasons
+    from resources.withdrawals import shown_reasons
 
     taken: dict[str, list[Any]] = {}
-    for withdrawal in Withdrawals(records.home).all():
+    for withdrawal in records.ledger.all():
         for key in withdrawal.all_ids:
             taken.setdefault(key, []).append(withdrawal)
     return [

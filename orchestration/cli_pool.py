@@ -134,11 +134,10 @@ def _previewed(config: Config, dataset: str, set_aside: bool, limit: int) -> dic
     from mona.pool import build_pool
     from orchestration.definitions import build_resources
     from resources.engine import progress_bar
-    from resources.withdrawals import Withdrawals
 
     spec = config.datasets[dataset]
     sources = build_resources(config)["sources"]
-    withdrawn = Withdrawals(config.home).forbidden()
+    withdrawn = sources.ledger.forbidden()
     present = [source for source in spec.sources if not withdrawn.covers(source.name)]
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -239,7 +239,6 @@ def status(
     from orchestration.reclaim import retired
     from orchestration.run import observe
     from orchestration.taints import taints
-    from resources.withdrawals import Withdrawals
 
     choice = Choice(datasets, models, targets, recipes).checked(config)
     definitions = build_definitions(config)
@@ -251,7 +250,7 @@ def status(
             {"asset": label(state.key, state.partition), "status": state.status, "why": state.why}
             for state in states(standing, steps(config, choice))
         ]
-    for withdrawal in Withdrawals(config.home).unfinished():
+    for withdrawal in resources["records"].ledger.unfinished():
         click.echo(f"withdrawal {withdrawal} is not complete: mona run completes it", err=True)
     tainted = taints(resources["records"])
     for row in rows:

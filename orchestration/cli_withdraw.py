@@ -60,11 +60,11 @@ def withdraw(
     resources = build_resources(config)
     records, store = resources["records"], resources["store"]
     asked = (
-        partial(of_source, source)
+        partial(of_source, source, config.datasets)
         if source is not None
         else partial(of_samples, _read_ids(Path(listed)) if listed is not None else samples)
     )
-    find = partial(asked, reason, config, store)
+    find = partial(asked, reason, records.ledger, store)
     if dry_run or not yes:
         found = preview(find(readable(records)), config, records, store)
         if dry_run and as_json:

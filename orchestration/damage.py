@@ -43,7 +43,7 @@ class Soundness:
 
     def __init__(self, standing: Standing) -> None:
         self._standing = standing
-        self._records = Records(home=str(standing.config.home))
+        self._records = standing.records
         self._store = Store(root=standing.config.store_root, home=self._records.home)
         self._checked: set[tuple[str, int]] = set()
 

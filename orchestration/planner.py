@@ -172,23 +172,23 @@ class Standing:
     instance: dg.DagsterInstance
     graph: BaseAssetGraph[Any]
     config: Config
+    records: Records = field(init=False)
     _states: dict[tuple[dg.AssetKey, str | None], State] = field(default_factory=dict)
     _faults: dict[tuple[dg.AssetKey, str | None], str | None] = field(default_factory=dict)
     _tables_of: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.records = Records(home=str(self.config.home))
         self.forget()
 
     def forget(self) -> None:
         """Drops what was read: after a run it is out of date."""
         self._states.clear()
         self._faults.clear()
-        records = Records(home=str(self.config.home))
-        self._tainted = taints(records)
-        self._reclaimed = records.retired()
-        self._lost = lost_tables(
-            records, Store(root=self.config.store_root, home=records.home), self._tables_of
-        )
+        store = Store(root=self.config.store_root, home=self.records.home)
+        self._tainted = taints(self.records)
+        self._reclaimed = self.records.retired()
+        self._lost = lost_tables(self.records, store, self._tables_of)
         self._resolver = CachingStaleStatusResolver(
             self.instance, self.graph, LoadingContextForTest(self.instance)
         )

@@ -35,7 +35,6 @@ from resources.purge import remove_rest, versions
 from resources.records import Record, Records
 from resources.snapshot import Snapshot
 from resources.store import Store
-from resources.withdrawals import Withdrawals
 
 _PIN = "record-"
 
@@ -102,7 +101,7 @@ def reclaim(
     is not complete.
     """
     config = standing.config
-    pending = Withdrawals(config.home).unfinished()
+    pending = records.ledger.unfinished()
     if pending:
         raise WorkError(f"withdrawal {pending[0]} is not complete: mona run completes it")
     forgotten = _forget_departed(standing, instance, records, store)

@@ -18,7 +18,7 @@ from orchestration.lineage import chain
 from resources.asset_partition import AssetPartition
 from resources.records import Record, Records
 from resources.store import Store
-from resources.withdrawals import Withdrawal, Withdrawals, shown_reasons
+from resources.withdrawals import Withdrawal, shown_reasons
 
 
 def subset_card(records: Records, store: Store, asset: str) -> str:
@@ -32,7 +32,7 @@ def subset_card(records: Records, store: Store, asset: str) -> str:
     ((table, seal),) = subset.tables.items()
     columns = ["sample_id", "length", "origins"]
     rows = store.read(table, columns, version=seal.version).to_pylist()
-    ledger = Withdrawals(records.home)
+    ledger = records.ledger
     gone = ledger.gone_from(dataset)
     covers = ledger.forbidden().covers
     left = [

@@ -22,7 +22,7 @@ from resources.purge import versions
 from resources.records import Record, Records
 from resources.store import Store
 from resources.tables import tables_about
-from resources.withdrawals import Withdrawals, shown_reasons
+from resources.withdrawals import shown_reasons
 
 CHECK = "nothing_withdrawn"
 _SHOWN = ("selection", "finetune", "evaluation", "leaderboard")
@@ -103,7 +103,7 @@ def _has(store: Store, record: Record, ids: list[str], name: str) -> bool:
 def taints(records: Records) -> dict[str, str]:
     """Asset partition -> why, of those whose current record stands on withdrawn samples."""
     found: dict[str, list[str]] = {}
-    for withdrawal in Withdrawals(records.home).all():
+    for withdrawal in records.ledger.all():
         for digest, asset in withdrawal.tainted.items():
             if records.current(asset) == digest:
                 found.setdefault(asset, []).append(shown_reasons([withdrawal]))

@@ -35,7 +35,7 @@ from orchestration.verify_tables import newest_problems, tag_problems
 from resources.asset_partition import AssetPartition
 from resources.records import Record, Records, TableSeal, content_at, file_fault, seal_faults
 from resources.store import Store
-from resources.withdrawals import Withdrawals, shown_reasons
+from resources.withdrawals import shown_reasons
 
 # What must stay readable for ever, because a model may have been trained on it.
 _AUDITED = ("selection", "finetune", "evaluation")
@@ -143,7 +143,7 @@ def _finding(audit: Audit, digest: str, what: str, problem: str) -> Finding:
 
 def withdrawn(audit: Audit) -> list[Withdrawn]:
     """The audited records that stand as recorded but for rows that were withdrawn."""
-    ledger = {found.name: found for found in Withdrawals(audit.records.home).all()}
+    ledger = {found.name: found for found in audit.records.ledger.all()}
     found = []
     for digest, record in audit.kept:
         amendment = audit.records.amendment(digest)

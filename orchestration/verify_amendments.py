@@ -23,8 +23,7 @@ Problem = tuple[str, str, str]  # record, what, problem
 class Ledger:
     """The withdrawals and what they were closed with, read once."""
 
-    def __init__(self, home: str) -> None:
-        ledger = Withdrawals(home)
+    def __init__(self, ledger: Withdrawals) -> None:
         self.withdrawals = {found.name: found for found in ledger.all()}
         self.reports: dict[str, dict[str, Any] | None] = {}
         for name in self.withdrawals:
@@ -42,7 +41,7 @@ def amendment_problems(records: Records, known: Mapping[str, Record]) -> Iterato
     """What is wrong with amendments, and with the ledger they stand on; known: the records that
     can be read, by digest."""
     try:
-        ledger = Ledger(records.home)
+        ledger = Ledger(records.ledger)
     except WorkError as error:
         yield "", "withdrawals", str(error)
         return

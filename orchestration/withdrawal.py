@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from mona.errors import RequestError
 from mona.pool import Withdrawn
+from mona.spec import DatasetSpec
 from orchestration.config import Config
 from orchestration.home import alone, dagster_home
 from orchestration.lineage import uses_of_samples
@@ -61,20 +62,20 @@ class Preview:
 
 
 def of_samples(
-    ids: Iterable[str], reason: str, config: Config, store: Store, known: Mapping[str, Record]
+    ids: Iterable[str], reason: str, ledger: Withdrawals, store: Store, known: Mapping[str, Record]
 ) -> Withdrawal:
     """The withdrawal of samples; nothing is changed yet. known: every record by digest.
     RequestError naming the ids that were never in a pool or among a target's rows."""
     asked = sorted(set(ids))
     if not asked:
         raise RequestError("no sample id is given")
-    before = Withdrawals(config.home).get(Withdrawal(reason, tuple(asked)).name)
+    before = ledger.get(Withdrawal(reason, tuple(asked)).name)
     if before is not None:
         return before
     samples = in_tables(store, "dataset", asked)
     examples = in_tables(store, "target", asked)
     found = {key for ids in (*samples.values(), *examples.values()) for key in ids}
-    found |= {key for withdrawal in Withdrawals(config.home).all() for key in withdrawal.all_ids}
+    found |= {key for withdrawal in ledger.all() for key in withdrawal.all_ids}
     # A pool's old version may be gone while the subset chosen from it is kept.
     for use in uses_of_samples(known, store, [key for key in asked if key not in found]):
         dataset, _ = AssetPartition.parse(use.subset).pair
@@ -97,11 +98,15 @@ def of_samples(
 
 
 def of_source(
-    source: str, reason: str, config: Config, store: Store, known: Mapping[str, Record]
+    source: str,
+    datasets: Mapping[str, DatasetSpec],
+    reason: str,
+    ledger: Withdrawals,
+    store: Store,
+    known: Mapping[str, Record],
 ) -> Withdrawal:
     """The withdrawal of a source, or of one label NAME/folder: its pair leaves every row, and a
     row goes when its last pair does. RequestError for a source that no pool ever had."""
-    ledger = Withdrawals(config.home)
     before = ledger.get(Withdrawal(reason, source=source).name)
     if before is not None:
         return before
@@ -109,7 +114,7 @@ def of_source(
     this = Withdrawn(sources=(source,))
     touched = {
         name
-        for name, spec in config.datasets.items()
+        for name, spec in datasets.items()
         if any(this.covers(given.name) for given in spec.sources)
     }
     samples: dict[str, list[str]] = {}
@@ -163,10 +168,9 @@ def preview(withdrawal: Withdrawal, config: Config, records: Records, store: Sto
     }
     pointers = records.pointers()
     current = {a for d, a in withdrawal.tainted.items() if pointers.get(a) == d}
-    ledger = Withdrawals(config.home)
     standing = ""
-    if ledger.get(withdrawal.name) is not None:
-        open_ = withdrawal.name in ledger.unfinished()
+    if records.ledger.get(withdrawal.name) is not None:
+        open_ = withdrawal.name in records.ledger.unfinished()
         standing = (
             f", begun {withdrawal.at[:10]} and not complete"
             if open_
@@ -191,13 +195,13 @@ def finish_pending(
     store: Store,
 ) -> None:
     """Completes withdrawals that were cut short. WorkError where one is under way."""
-    for name in [withdrawal.name for withdrawal in Withdrawals(config.home).pending()]:
-        found = partial(_noted, config, name)
+    for withdrawal in records.ledger.pending():
+        found = partial(_noted, records.ledger, withdrawal.name)
         carry_out(found, config, definitions, instance, records, store)
 
 
-def _noted(config: Config, name: str, _: Mapping[str, Record]) -> Withdrawal:
-    found = Withdrawals(config.home).get(name)
+def _noted(ledger: Withdrawals, name: str, _: Mapping[str, Record]) -> Withdrawal:
+    found = ledger.get(name)
     assert found is not None
     return found
 
@@ -220,7 +224,7 @@ def carry_out(
     with alone(config, instance, store, "withdrawal") as stay_alone:
         known = readable(records)
         withdrawal = asked(known)
-        ledger = Withdrawals(config.home)
+        ledger = records.ledger
         if ledger.get(withdrawal.name) is None:
             ledger.open(withdrawal)
         # No step can begin from here on; one that began just before is seen now.
@@ -228,7 +232,7 @@ def carry_out(
         report = Report(withdrawal.name, len(withdrawal.all_ids))
         traces = traces_of(store, withdrawal, report)
         _clear_scratch(config)
-        _clear_wheels(config, withdrawal)
+        _clear_wheels(config, withdrawal, ledger)
         clean_exports(config, withdrawal, report)
         report.history = scrub(Path(dagster_home(config)), withdrawal.all_ids, traces)
         clean_tables(withdrawal, records, known, store, traces, report)
@@ -264,11 +268,11 @@ def _clear_scratch(config: Config) -> None:
             path.unlink()
 
 
-def _clear_wheels(config: Config, withdrawal: Withdrawal) -> None:
+def _clear_wheels(config: Config, withdrawal: Withdrawal, ledger: Withdrawals) -> None:
     """The downloaded wheels that only withdrawn sources are read from."""
     if withdrawal.source is None:
         return
-    gone = Withdrawals(config.home).forbidden()
+    gone = ledger.forbidden()
     sources = [source for dataset in config.datasets.values() for source in dataset.sources]
     used = {s.wheel.sha256 for s in sources if s.wheel and not gone.covers(s.name)}
     for target in config.targets.values():

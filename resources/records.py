@@ -33,6 +33,7 @@ from mona.publishing import write_whole
 from resources.asset_partition import AssetPartition
 from resources.store import Store
 from resources.tables import kind_of
+from resources.withdrawals import Withdrawals
 
 LIBRARIES = ("torch", "transformers", "sae-lens", "trl", "peft", "lm-eval", "lancedb", "pylance")
 
@@ -110,7 +111,8 @@ class Amendment:
 
 
 class Records(dg.ConfigurableResource):
-    """Records under `home`."""
+    """Records under `home`, and the ledger of what was withdrawn from them. A command has one of
+    it and hands it on: each record is read once."""
 
     home: str
 
@@ -119,6 +121,16 @@ class Records(dg.ConfigurableResource):
         folder = Path(self.home) / "records"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @cached_property
+    def ledger(self) -> Withdrawals:
+        """The withdrawals of the same home."""
+        return Withdrawals(self.home)
+
+    @cached_property
+    def _known(self) -> dict[str, Record]:
+        """Records that were read, by digest: what a digest names is never another."""
+        return {}
 
     def current(self, asset: str) -> str | None:
         """The digest of an asset partition's newest record, or None."""
@@ -198,6 +210,11 @@ class Records(dg.ConfigurableResource):
     def as_published(self, digest: str) -> Record:
         """The record of this digest as it was written, its tables before any withdrawal.
         WorkError when it is missing or is not what it was."""
+        if digest not in self._known:
+            self._known[digest] = self._read(digest)
+        return self._known[digest]
+
+    def _read(self, digest: str) -> Record:
         body = self.body(digest)
         if hashlib.sha256(body).hexdigest() != digest:
             raise WorkError(f"record {digest} is not what it was: its bytes have another digest")

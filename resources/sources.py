@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,6 +38,11 @@ class Sources(dg.ConfigurableResource):
 
     home: str
     rehash: bool = False
+
+    @cached_property
+    def ledger(self) -> Withdrawals:
+        """What may not come back from the outside."""
+        return Withdrawals(self.home)
 
     def files(self, given: Source | TargetFiles, where: str) -> list[DataFile]:
         """The files of a `path` or `wheel`, sorted by name. `where` is the key for messages.
@@ -186,8 +192,7 @@ class Sources(dg.ConfigurableResource):
     def dataset_version(self, name: str, dataset: DatasetSpec, models: dict[str, ModelSpec]) -> str:
         """The version of a dataset's entry: its fields, the content of its files, and what was
         withdrawn from it."""
-        ledger = Withdrawals(self.home)
-        gone = ledger.forbidden()
+        gone = self.ledger.forbidden()
         fields = dataset.model_dump(
             mode="json",
             exclude={"sources": {"__all__": {"path"}}, "refresh": True, "max_loss": True},
@@ -200,7 +205,7 @@ class Sources(dg.ConfigurableResource):
         ]
         tokenizer = dataset.subsample.tokenizer if dataset.subsample else None
         counted_by = models[tokenizer].language_model.model_dump(mode="json") if tokenizer else None
-        withdrawn = ledger.of_dataset(name)
+        withdrawn = self.ledger.of_dataset(name)
         return fingerprint(
             fields=fields,
             origins=origins,
@@ -211,7 +216,7 @@ class Sources(dg.ConfigurableResource):
     def target_version(self, name: str, target: TargetSpec) -> str:
         """The version of a target's entry: the fields its rows depend on, its files, and what
         was withdrawn from them."""
-        withdrawn = Withdrawals(self.home).of_target(name)
+        withdrawn = self.ledger.of_target(name)
         fields = target.model_dump(
             mode="json", exclude={"examples", "test", "prototype", "evaluation"}
         )

@@ -59,10 +59,12 @@ class Withdrawal:
 
 
 class Withdrawals:
-    """The ledger under a project's home."""
+    """The ledger under a project's home. Which files there are is looked at each time; each is
+    read once, since none is ever changed."""
 
     def __init__(self, home: str | Path) -> None:
         self._folder = Path(home) / "withdrawals"
+        self._known: dict[Path, Withdrawal] = {}
 
     def all(self) -> list[Withdrawal]:
         """Every withdrawal, oldest first. WorkError for a file that can't be read."""
@@ -141,13 +143,17 @@ class Withdrawals:
         return self._folder / f"{name}.done"
 
     def _read(self, path: Path) -> Withdrawal:
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            return Withdrawal(
-                **{**raw, "ids": tuple(raw["ids"]), "datasets": tuple(raw["datasets"])}
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise WorkError(f"{path}: is no withdrawal ({error})") from error
+        if path not in self._known:
+            self._known[path] = _withdrawal(path)
+        return self._known[path]
+
+
+def _withdrawal(path: Path) -> Withdrawal:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return Withdrawal(**{**raw, "ids": tuple(raw["ids"]), "datasets": tuple(raw["datasets"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise WorkError(f"{path}: is no withdrawal ({error})") from error
 
 
 def shown_reasons(withdrawals: Iterable[Withdrawal]) -> str:

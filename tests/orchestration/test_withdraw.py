@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +99,9 @@ def turns(project: Project, sample: str) -> list[str]:
     return [message.content for message in from_records(rows[0])]
 
 
-def test_a_sample_is_found_everywhere_before_and_nowhere_after(one: Project, mona: Any) -> None:
+def test_a_sample_is_found_everywhere_before_and_nowhere_after(
+    one: Project, mona: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sample, bystander = in_both(one)[:2]
     texts = turns(one, sample)
     bystander_text = turns(one, bystander)[0]
@@ -126,9 +129,17 @@ def test_a_sample_is_found_everywhere_before_and_nowhere_after(one: Project, mon
     digests = records_of(one).digests()
     uses = uses_of_sample(records_of(one), one.store, sample)
 
-    report = json.loads(
-        mona("withdraw", "--yes", "--sample", sample, "--reason", "asked by its author", "--json")
-    )
+    read = Counter[str]()
+    with monkeypatch.context() as counting:
+        body = Records.body
+        counting.setattr(Records, "body", lambda of, key: (read.update([key]), body(of, key))[1])
+        report = json.loads(
+            mona(
+                *("withdraw", "--yes", "--sample", sample),
+                *("--reason", "asked by its author", "--json"),
+            )
+        )
+    assert read == Counter(digests)  # each record once
     assert len(report["exports"]) == 5
     assert set(report["exports"].values()) == {1}
     assert [line for line in report["by_hand"] if "edited.jsonl" in line]

@@ -141,3 +141,33 @@ def test_the_ledger_knows_what_is_pending_and_what_may_not_come_back(tmp_path: P
     assert ledger.of_dataset("e") == [by_source.name]
     assert ledger.gone_from("e") == {"b"}
     assert [found.reason for found in ledger.of_sample("b")] == ["licence"]
+
+
+def test_a_record_and_a_withdrawal_are_read_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(home=store.home)
+    digest = records.publish(Record("raw_pool[a]", "v"))
+    ledger = records.ledger
+    ledger.open(Withdrawal("asked", ids=("a",)))
+    read: list[str] = []
+    read_text, read_bytes = Path.read_text, Path.read_bytes
+
+    def noted(path: Path, reader: Any, **given: Any) -> Any:
+        read.append(path.name)
+        return reader(path, **given)
+
+    monkeypatch.setattr(Path, "read_text", lambda p, **given: noted(p, read_text, **given))
+    monkeypatch.setattr(Path, "read_bytes", lambda p: noted(p, read_bytes))
+    for _ in range(3):
+        assert records.get(digest).asset == records.as_published(digest).asset == "raw_pool[a]"
+        assert records.ledger.forbidden().ids == {"a"}
+        assert [found.reason for found in records.ledger.of_sample("a")] == ["asked"]
+    assert len(read) == len(set(read)) == 2
+    # What comes later is seen, by who has read before as well.
+    Withdrawals(store.home).open(Withdrawal("later", ids=("b",)))
+    assert ledger.forbidden().ids == {"a", "b"}
+    # Another command reads for itself what was changed under it.
+    (Path(store.home) / "records" / f"{digest}.json").write_text("{}")
+    with pytest.raises(WorkError, match="is not what it was"):
+        Records(home=store.home).get(digest)
