@@ -83,6 +83,17 @@ class Config(Spec):
             raise RequestError("store.home: is needed where store.root is a URI")
         return Path(self.store_root)
 
+    def edited(self) -> str | None:
+        """Why what was loaded is not what the file says now; None where it is.
+
+        Two versions of a file over one home would each take the other's work for out of date.
+        """
+        try:
+            now = load_config(self.path)
+        except RequestError as error:
+            return str(error)
+        return None if now == self else f"{self.path} was edited since it was loaded"
+
 
 # Stand for `${` and `}` while the file is parsed: no YAML, and no text of anybody's.
 _OPEN, _CLOSE = "\uf8f0", "\uf8f1"

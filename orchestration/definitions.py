@@ -7,6 +7,7 @@ through the one beside this file (`mona ui`, wherever the packages lie) or by th
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -30,6 +31,7 @@ from orchestration.home import build_executor
 from orchestration.logs import build_logger
 from orchestration.notices import build_failure_sensor
 from orchestration.refresh import build_follow_up_sensor, build_schedules
+from orchestration.run import begin
 from orchestration.sensors import build_entry_sensor, build_hub_sensor
 from resources.engine import Engine
 from resources.models import Models
@@ -87,7 +89,7 @@ def build_definitions(config: Config, **resource_overrides: Any) -> dg.Definitio
             *build_failure_sensor(config),
         ],
         schedules=build_schedules(config),
-        executor=build_executor(),
+        executor=build_executor(partial(begin, config, resources)),
         resources=resources,
         loggers={"console": build_logger(config.home)},
     )

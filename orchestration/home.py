@@ -204,24 +204,25 @@ def _run_lock(instance: dg.DagsterInstance, run_id: str) -> Path:
     return Path(instance.root_directory).parent / "locks" / "runs" / f"{run_id}.lock"
 
 
-def build_executor() -> dg.ExecutorDefinition:
+def build_executor(begin: Callable[[dg.DagsterInstance], object]) -> dg.ExecutorDefinition:
     """Every step of a run in one process, which holds the run's lock: what UI and daemon use.
 
-    One process, since a model is then loaded once for all of its steps.
+    One process, since a model is then loaded once for all of its steps. `begin` is called first.
     """
     make_waits_steady()
     wrapped = dg.in_process_executor
 
     @dg.executor(name=wrapped.name, config_schema=wrapped.config_schema)  # type: ignore[call-overload]
     def in_process(context: dg.InitExecutorContext) -> dg.Executor:
-        return _Held(wrapped.executor_creation_fn(context))  # type: ignore[misc]
+        return _Held(wrapped.executor_creation_fn(context), begin)  # type: ignore[misc]
 
     return in_process
 
 
 class _Held(dg.Executor):
-    def __init__(self, inner: dg.Executor) -> None:
+    def __init__(self, inner: dg.Executor, begin: Callable[[dg.DagsterInstance], object]) -> None:
         self._inner = inner
+        self._begin = begin
 
     @property
     def retries(self) -> Any:
@@ -234,6 +235,7 @@ class _Held(dg.Executor):
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[dg.DagsterEvent]:
         # To the end of the process: the run goes on after its last step, until its end is told.
         _HELD.enter_context(at_work(plan_context.instance, plan_context.run_id))
+        self._begin(plan_context.instance)
         yield from self._inner.execute(plan_context, execution_plan)
 
 

@@ -59,6 +59,10 @@ def _sweep(config: Config, cron: str) -> dg.ScheduleDefinition:
         "no run is making.",
     )
     def sweep(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        edited = config.edited()
+        if edited is not None:
+            yield dg.SkipReason(f"{edited}: reload the definitions, or start mona ui anew")
+            return
         assert context.repository_def is not None
         standing = Standing(context.instance, context.repository_def.asset_graph, config)
         making = under_way(context.instance)
@@ -114,6 +118,9 @@ def build_follow_up_sensor(config: Config) -> dg.SensorDefinition:
     )
     def follow_up(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         assert context.repository_def is not None
+        edited = config.edited()
+        if edited is not None:
+            return dg.SkipReason(f"{edited}: reload the definitions, or start mona ui anew")
         pending = Withdrawals(config.home).unfinished()
         if pending:
             return dg.SkipReason(f"withdrawal {pending[0]} is not complete: mona run completes it")

@@ -47,6 +47,16 @@ def observe(config: Config, instance: dg.DagsterInstance, resources: dict[str, o
     return len(found)
 
 
+def begin(config: Config, resources: dict[str, object], instance: dg.DagsterInstance) -> None:
+    """What a run of the UI or the daemon does before its first step: tells Dagster what the
+    entries are as this process loaded them, since its event of a step names the newest version
+    of each. WorkError where the file was edited meanwhile."""
+    edited = config.edited()
+    if edited is not None:
+        raise WorkError(f"{edited}: launch the run again")
+    observe(config, instance, resources)
+
+
 def bring_up_to_date(
     config: Config,
     definitions: dg.Definitions,
@@ -121,6 +131,9 @@ def _bring(
             check_again(job, instance, checks, step.partition)
             standing.forget()
     if due:
+        edited = standing.config.edited()
+        if edited is not None:
+            raise WorkError(f"{edited}: mona run again; what was made stays")
         for key in due:
             failed = standing.failed_check(key, step.partition)
             if failed is not None:

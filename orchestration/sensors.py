@@ -130,8 +130,11 @@ def build_entry_sensor(config: Config) -> dg.SensorDefinition:
     )
     def entries(
         context: dg.SensorEvaluationContext, sources: Sources, shelf: Models
-    ) -> dg.SensorResult:
+    ) -> dg.SensorResult | dg.SkipReason:
         bury_dead_runs(context.instance)
+        edited = config.edited()
+        if edited is not None:
+            return dg.SkipReason(f"{edited}: reload the definitions, or start mona ui anew")
         for model in moved_limits(config, context.instance):
             assert context.repository_def is not None
             job = context.repository_def.get_implicit_global_asset_job_def()

@@ -51,7 +51,7 @@ def nothing() -> None:
     pass
 
 
-@dg.job(executor_def=build_executor())
+@dg.job(executor_def=build_executor(lambda _: None))
 def working() -> None:
     nothing()
 

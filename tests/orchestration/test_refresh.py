@@ -20,7 +20,7 @@ from orchestration.home import open_instance
 from orchestration.notices import post
 from orchestration.planner import Choice, Standing, label, steps
 from orchestration.refresh import due
-from orchestration.run import observe
+from orchestration.run import begin, bring_up_to_date, observe
 from tests.orchestration.conftest import Project, sums
 
 
@@ -258,3 +258,25 @@ def test_notices_reach_the_webhook(
         post(project.config, {})
     names = [sensor.name for sensor in build_definitions(project.config).sensors or ()]
     assert "failures" in names
+
+
+def test_an_edited_configuration_is_nobody_s_until_it_is_loaded(project: Project) -> None:
+    project.settings["datasets"].pop("verse")
+    project.settings["automation"] = {"follow_changes": True, "sweep": "* * * * *"}
+    project.run(upto="raw_pool")
+    with project.opened() as (config, definitions, instance):
+        project.settings["models"]["tiny"]["max_length"] = 200
+        project.write()
+        said = f"{config.path} was edited since it was loaded"
+        assert config.edited() == said
+        with pytest.raises(WorkError, match="mona run again; what was made stays"):
+            bring_up_to_date(config, definitions, instance, Choice())
+        with pytest.raises(WorkError, match="launch the run again"):
+            begin(config, build_resources(config), instance)
+        for name in ("entries", "follow_up"):
+            with dg.build_sensor_context(instance, definitions=definitions) as context:
+                told = definitions.get_sensor_def(name)(context)
+            assert isinstance(told, dg.SkipReason)
+            assert said in str(told.skip_message)
+    assert project.status()["sae[tiny]"] == "missing"
+    assert project.run().made[0] == "sae[tiny]"
