@@ -41,7 +41,7 @@ from orchestration.terminal import (
 from resources.asset_partition import AssetPartition
 
 if TYPE_CHECKING:
-    from mona.export import ExportFormat, FileKind
+    from mona.exports import ExportFormat, FileKind
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -157,8 +157,8 @@ def export(
     skip_unfit: bool,
 ) -> None:
     """Write the subset of TARGET/RECIPE for another trainer."""
-    from mona.export import UnfitSampleError, files_of
-    from mona.export import export as write
+    from mona.exports import UnfitSampleError, files_of
+    from mona.exports import export as write
 
     config = load_config(config_path)
     unfit: list[str] = []

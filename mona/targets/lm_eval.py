@@ -18,10 +18,10 @@ import yaml
 
 from mona.errors import RequestError
 from mona.files import DataFile
-from mona.targets.code import mbpp_row
-from mona.targets.files import row_error, stem, target_row, text, whole_text
-from mona.targets.multiple_choice import LETTERS, question_with_options
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
+from mona.targets.base import row_error, stem, target_row, text, whole_text
+from mona.targets.mbpp import mbpp_row
+from mona.targets.mmlu import LETTERS, question_with_options
 
 _FUNCTION = "!function "
 _STEP_BY_STEP = "Let's think step by step."

@@ -8,8 +8,8 @@ from typing import Any
 from mona.files import DataFile
 from mona.formats import FormatError, to_messages
 from mona.sample import Message
-from mona.targets.files import records, row_error, stem, text
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
+from mona.targets.base import records, row_error, stem, text
 
 _PROMPTS = ("prompt", "question", "instruction", "input")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from mona.errors import RequestError
 from mona.files import DataFile
-from mona.targets.files import json_document, records, row_error, stem, target_row, text
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
+from mona.targets.base import json_document, records, row_error, stem, target_row, text
 
 LANGUAGES = frozenset(
     (

@@ -15,7 +15,7 @@ import pytest
 from assets import evaluation as measuring
 from assets.evaluation import results_table
 from assets.keys import evaluation, finetune, label, leaderboard, selection
-from mona.export import ExportFormat
+from mona.exports import ExportFormat
 from mona.publishing import unfinished
 from mona.sample import from_records
 from mona.traces import BLANK

@@ -8,13 +8,13 @@ from functools import partial
 from mona.errors import RequestError
 from mona.files import DataFile
 from mona.spec import TargetReader
-from mona.targets.code import read_humaneval, read_mbpp
-from mona.targets.files import FileReader
+from mona.targets._row import TargetRow
+from mona.targets.base import FileReader
+from mona.targets.gsm8k import read_bbh, read_gsm8k
 from mona.targets.lm_eval import read_lm_eval
-from mona.targets.multiple_choice import read_gpqa, read_mmlu
+from mona.targets.mbpp import read_humaneval, read_mbpp
+from mona.targets.mmlu import read_gpqa, read_mmlu
 from mona.targets.pool import read_pool_format
-from mona.targets.reasoning import read_bbh, read_gsm8k
-from mona.targets.row import TargetRow
 from mona.targets.tydiqa import read_tydiqa
 
 _READERS: dict[TargetReader, FileReader] = {

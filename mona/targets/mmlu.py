@@ -13,8 +13,8 @@ from typing import Any
 
 from mona.errors import RequestError
 from mona.files import DataFile
-from mona.targets.files import csv_records, records, row_error, stem, target_row, text
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
+from mona.targets.base import csv_records, records, row_error, stem, target_row, text
 
 LETTERS = "ABCD"
 _SPLIT_SUFFIX = re.compile(r"_(dev|val|test)$")

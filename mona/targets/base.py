@@ -16,7 +16,7 @@ from mona.containers import BadRow, RawRow, read_rows
 from mona.errors import RequestError
 from mona.files import DataFile, said
 from mona.sample import Message
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mona.files import DataFile
-from mona.targets.files import answer_text, records, row_error, target_row, text
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
+from mona.targets.base import answer_text, records, row_error, target_row, text
 
 
 def read_mbpp(file: DataFile, task_ids: tuple[int, int] | None = None) -> list[TargetRow]:

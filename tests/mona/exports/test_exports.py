@@ -1,4 +1,4 @@
-"""mona.export: every format read back by `datasets`, and files that are whole or untouched."""
+"""mona.exports: every format read back by `datasets`, and files that are whole or untouched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mona.errors import RequestError, WorkError
-from mona.export import ExportFormat, export, files_of, held, kind_by_content, without
+from mona.exports import ExportFormat, export, files_of, held, kind_by_content, without
 from mona.publishing import unfinished
 from mona.spec import FinetuneSpec, LanguageModel
 
@@ -185,10 +185,10 @@ def test_llamafactory(tmp_path: Path) -> None:
 
 
 def test_llamafactory_uses_only_keys_of_its_own_demo() -> None:
-    demo = Path(__file__).parents[3] / "shared/data/pools/llamafactory_demo/dataset_info.json"
+    demo = Path(__file__).parents[4] / "shared/data/pools/llamafactory_demo/dataset_info.json"
     if not demo.exists():
         pytest.skip("needs ../shared/data/pools/llamafactory_demo")
-    from mona.export import _llamafactory_entry
+    from mona.exports import _llamafactory_entry
 
     known = json.loads(demo.read_text(encoding="utf-8")).values()
     entry = _llamafactory_entry("herbs.json")

@@ -6,7 +6,8 @@ import re
 
 from mona.errors import RequestError
 from mona.files import DataFile
-from mona.targets.files import (
+from mona.targets._row import TargetRow
+from mona.targets.base import (
     answer_text,
     json_document,
     records,
@@ -16,7 +17,6 @@ from mona.targets.files import (
     text,
     whole_text,
 )
-from mona.targets.row import TargetRow
 
 _EXEMPLAR = re.compile(r"^Q:", re.MULTILINE)
 _ANSWER = re.compile(r"^A:", re.MULTILINE)

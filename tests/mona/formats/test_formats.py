@@ -21,7 +21,7 @@ from mona.formats import HEADERS, FormatError, detect, read, to_messages
 from mona.sample import ROLES, from_records, sample_id, to_records
 from mona.spec import Columns, PoolFormat
 
-POOLS = Path(__file__).resolve().parents[3] / "shared/data/pools"
+POOLS = Path(__file__).resolve().parents[4] / "shared/data/pools"
 
 
 def turns(row: dict[str, Any], format: str = "auto", preference: str = "refuse") -> list[str]:
