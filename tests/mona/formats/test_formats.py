@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from mona.containers import EmptyFileError, RawRow, read_rows
 from mona.files import DataFile
-from mona.formats import HEADERS, FormatError, detect, read, to_messages
+from mona.formats import FormatError, detect, header_of, read, to_messages
+from mona.registry import FORMATS
 from mona.sample import ROLES, from_records, sample_id, to_records
-from mona.spec import Columns, PoolFormat
+from mona.spec import Columns
 
 POOLS = Path(__file__).resolve().parents[4] / "shared/data/pools"
 
@@ -256,7 +257,7 @@ def test_a_row_is_detected_and_read(format: str, row: dict[str, Any], expected: 
 
 
 def test_every_format_of_the_configuration_is_read() -> None:
-    assert {format for format, _, _ in CASES} == set(get_args(PoolFormat)) - {"auto"}
+    assert {format for format, _, _ in CASES} == set(FORMATS.names())
 
 
 def test_a_row_without_column_names_is_read_only_by_its_format() -> None:
@@ -324,7 +325,7 @@ def test_a_row_without_a_conversation_is_refused_with_a_reason(
         to_messages(row, "auto", "refuse")
 
 
-@pytest.mark.parametrize("format", sorted(set(get_args(PoolFormat)) - {"auto"}))
+@pytest.mark.parametrize("format", FORMATS.names())
 def test_a_row_that_is_not_of_the_configured_format_is_refused(format: str) -> None:
     with pytest.raises(FormatError):
         to_messages({"body": "a", "reply": "b"}, format, "refuse")
@@ -349,7 +350,7 @@ PLAIN: dict[str, dict[str, Any]] = {
 
 
 def test_the_plain_rows_are_of_every_format() -> None:
-    assert set(PLAIN) == set(get_args(PoolFormat)) - {"auto"}
+    assert set(PLAIN) == set(FORMATS.names())
 
 
 @pytest.mark.parametrize("format", PLAIN)
@@ -719,7 +720,7 @@ VALUES = st.recursive(
 
 @given(
     st.dictionaries(FIELDS | st.text(st.characters(), max_size=3), VALUES, max_size=6),
-    st.sampled_from(get_args(PoolFormat)),
+    st.sampled_from(["auto", *FORMATS.names()]),
     st.sampled_from(["refuse", "chosen"]),
 )
 def test_any_row_is_a_conversation_or_a_clear_refusal(
@@ -790,7 +791,7 @@ def converted(path: Path, preference: str = "refuse") -> tuple[collections.Count
     good = bad = 0
     # FLAN's files have no header: their source says what they are.
     format = "flan_cot" if path.suffix == ".tsv" else "auto"
-    for row in read_rows(DataFile(path), HEADERS.get(format)):
+    for row in read_rows(DataFile(path), header_of(format)):
         assert isinstance(row, RawRow)
         try:
             formats[format if format == "flan_cot" else detect(row.data)] += 1
