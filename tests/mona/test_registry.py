@@ -73,7 +73,7 @@ def _registers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         places = [*spec.submodule_search_locations]
         monkeypatch.setattr(spec, "submodule_search_locations", places)
         monkeypatch.setattr(sys.modules[package], "__path__", places)
-        monkeypatch.setattr(register, "_loaded", dict(register._loaded))
+        monkeypatch.setattr(register, "_loaded", {})
     forget()
     yield
     for name in set(sys.modules) - modules:

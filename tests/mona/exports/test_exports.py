@@ -288,7 +288,7 @@ def test_unfit_samples_can_be_left_out_and_are_named(fmt: str, tmp_path: Path) -
 def target(fmt: str, tmp_path: Path) -> tuple[Path, Path]:
     """(what to give as `out`, the data file that comes of it)."""
     out = tmp_path / "subset"
-    return out, out / "subset.json" if fmt == "llamafactory" else out
+    return out, next(iter(files_of(fmt, out)))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
