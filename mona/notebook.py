@@ -1,7 +1,7 @@
 """The way from files to an exported subset in a notebook: what `import mona` adds to the method.
 
 Belongs here: the few steps that are awkward by hand, over what fits in memory. The steps
-themselves are `mona.pool`, `mona.encoder`, `mona.sae`, `mona.explanation` and `mona.export`;
+themselves are `mona.pool`, `mona.encoder`, `mona.sae`, `mona.explanation` and `mona.exports`;
 pools beyond memory, and a record of what went in, are the pipeline's.
 """
 
@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from mona.codes import Codes, concatenate, from_arrow, to_arrow
 from mona.errors import RequestError, WorkError
 from mona.explanation import Context, Part, contexts, parts
-from mona.export import ExportFormat, export
+from mona.exports import export
 from mona.files import DataFile
 from mona.pool import PoolSource, account, build_pool
 from mona.sample import Message, from_records, to_records
@@ -87,7 +87,8 @@ def read_pool(
         origin = Source(name=source, path=str(files[0]), format=format, licence=licence)
     except ValidationError as error:
         fault = error.errors()[0]
-        raise RequestError(f"read_pool: {fault['loc'][0]}: {fault['msg']}") from error
+        reason = fault["msg"].removeprefix("Value error, ")
+        raise RequestError(f"read_pool: {fault['loc'][0]}: {reason}") from error
     paths = [Path(file).expanduser() for file in files]
     for path in paths:
         if not path.is_file():
@@ -179,13 +180,13 @@ def explain(
 def export_selection(
     selection: Selection,
     samples: Sequence[Sample],
-    format: ExportFormat,
+    format: str,
     out: str | Path,
     *,
     force: bool = False,
 ) -> list[Path]:
-    """Writes the chosen of `samples`, best first, for another trainer (`mona.export.export` says
-    what each format looks like); returns the files written.
+    """Writes the chosen of `samples`, best first, for another trainer (the files of `mona.exports`
+    say what each format looks like); returns the files written.
 
     Raises RequestError where something is at `out` already and `force` is not given, and where
     the format can't hold a conversation; ValueError where a chosen sample is not among `samples`.

@@ -26,7 +26,14 @@ import pyarrow.parquet as pq
 from mona.containers import BadRow, EmptyFileError, RawRow, read_rows
 from mona.errors import RequestError, WorkError
 from mona.files import DataFile
-from mona.formats import COLUMNS_ADVICE, HEADERS, UNKNOWN_FIELDS, FormatError, Reading, read
+from mona.formats import (
+    COLUMNS_ADVICE,
+    UNKNOWN_FIELDS,
+    FormatError,
+    Reading,
+    header_of,
+    read,
+)
 from mona.sample import Message, from_records, sample_id, to_records
 from mona.spec import Source, Subsample
 
@@ -184,7 +191,7 @@ def _head_fault(file: DataFile, source: Source, rows: int) -> tuple[str | None, 
     """(why none of a file's first rows can be used, or None; whether none of the others can)."""
     first: BadRow | None = None
     is_whole = True
-    with closing(read_rows(file, HEADERS.get(source.format))) as found:
+    with closing(read_rows(file, header_of(source.format))) as found:
         for number, raw in enumerate(found):
             if number == rows:
                 is_whole = False
@@ -435,7 +442,7 @@ def _label(source: Source, part: DataFile | NamedRows) -> str:
 
 def _raw_rows(part: DataFile | NamedRows, source: Source) -> Iterator[RawRow | BadRow]:
     if isinstance(part, DataFile):
-        return read_rows(part, HEADERS.get(source.format))
+        return read_rows(part, header_of(source.format))
     return (RawRow(part.name, number, row) for number, row in enumerate(part.rows, 1))
 
 

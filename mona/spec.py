@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path, PurePath
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,9 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+
+from mona.errors import RequestError
+from mona.registry import FORMATS, READERS, Registry
 
 RESERVED_NAMES = ("pool", "models", "encoding", "controls")
 
@@ -83,18 +86,20 @@ class Wheel(Spec):
     members: str = Field(description="glob over member paths, for example pkg/data/**/*.jsonl")
 
 
-PoolFormat = Literal[
-    "auto",
-    "alpaca",
-    "sharegpt",
-    "openai",
-    "dolly",
-    "prompt_completion",
-    "flan_cot",
-    "super_natural_instructions",
-    "oasst",
-    "evals",
-]
+def _one_of(kinds: Registry[Any], *also: str) -> AfterValidator:
+    """A name that the register has, or one of `also`. No kind is imported for it."""
+
+    def known(name: str) -> str:
+        try:
+            kinds.check(name, *also)
+        except RequestError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    return AfterValidator(known)
+
+
+PoolFormat = Annotated[str, _one_of(FORMATS, "auto")]
 
 
 class Columns(Spec):
@@ -324,9 +329,7 @@ class ModelSpec(Spec):
         return self
 
 
-TargetReader = Literal[
-    "gsm8k", "mmlu", "bbh", "mbpp", "humaneval", "tydiqa", "gpqa", "lm_eval", "pool"
-]
+TargetReader = Annotated[str, _one_of(READERS)]
 
 
 class TargetFiles(Spec):
@@ -386,8 +389,9 @@ class TargetSpec(Spec):
 
     @model_validator(mode="after")
     def _rows_to_read_and_measure_on(self) -> TargetSpec:
-        if self.reader == "lm_eval" and any(f and f.hub for f in (self.examples, self.test)):
-            raise ValueError("reader lm_eval reads task files, from a path or a wheel")
+        from_hub = any(files and files.hub for files in (self.examples, self.test))
+        if from_hub and not READERS.get(self.reader).from_hub:
+            raise ValueError(f"reader {self.reader} reads task files, from a path or a wheel")
         measured = self.evaluation
         if measured is not None and measured.task is None and self.test is None:
             raise ValueError("evaluation needs test rows, or a task of the harness")

@@ -20,6 +20,7 @@ import click
 
 from mona import __version__
 from mona.errors import RequestError, WorkError
+from mona.registry import EXPORTS
 from orchestration.cli_explain import explain
 from orchestration.cli_gc import gc
 from orchestration.cli_lineage import lineage
@@ -29,6 +30,7 @@ from orchestration.cli_withdraw import withdraw
 from orchestration.config import CONFIG_VARIABLE, Config, load_config
 from orchestration.outcome import exit_code
 from orchestration.terminal import (
+    KindName,
     asset_partition,
     config_option,
     json_option,
@@ -41,7 +43,7 @@ from orchestration.terminal import (
 from resources.asset_partition import AssetPartition
 
 if TYPE_CHECKING:
-    from mona.export import ExportFormat, FileKind
+    from mona.exports import FileKind
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -137,12 +139,7 @@ def summary(config_path: str | None, as_json: bool) -> None:
 @config_option
 @click.option("--dataset", help="where there is more than one")
 @click.option("--model", help="where there is more than one")
-@click.option(
-    "--format",
-    "fmt",
-    type=click.Choice(["jsonl", "sharegpt", "alpaca", "llamafactory", "parquet"]),
-    required=True,
-)
+@click.option("--format", "fmt", type=KindName(EXPORTS), required=True)
 @click.option("--out", type=click.Path(), required=True, help="the file or folder to write")
 @click.option("--force", is_flag=True, help="replace what is there")
 @click.option("--skip-unfit", is_flag=True, help="leave out samples the format can't hold")
@@ -151,14 +148,14 @@ def export(
     config_path: str | None,
     dataset: str | None,
     model: str | None,
-    fmt: ExportFormat,
+    fmt: str,
     out: str,
     force: bool,
     skip_unfit: bool,
 ) -> None:
     """Write the subset of TARGET/RECIPE for another trainer."""
-    from mona.export import UnfitSampleError, files_of
-    from mona.export import export as write
+    from mona.exports import UnfitSampleError, files_of
+    from mona.exports import export as write
 
     config = load_config(config_path)
     unfit: list[str] = []
@@ -169,8 +166,7 @@ def export(
         tuning = config.recipes[AssetPartition.parse(subset).subset[1]].finetune
         # The subset is written as the model that is tuned on it would be given it here.
         reads = tuning or config.models[only(model, config.models, "model")]
-        training = tuning if fmt == "llamafactory" else None
-        with _noted(config, subset, rows, files_of(fmt, file, training)):
+        with _noted(config, subset, rows, files_of(fmt, file, tuning)):
             try:
                 written = write(
                     rows,
@@ -178,7 +174,7 @@ def export(
                     file,
                     force=force,
                     left_out=unfit.append if skip_unfit else None,
-                    training=training,
+                    training=tuning,
                     system=reads.system,
                 )
             except UnfitSampleError as error:

@@ -201,7 +201,8 @@ def _line(fault: Any) -> str:
             text = repr(given)
         except ValueError:  # an integer of thousands of digits
             text = "a very long number"
-        shown = f" (got {_bounded(text, 80)})"
+        # A message that begins with it does not say it again.
+        shown = "" if message.startswith(text) else f" (got {_bounded(text, 80)})"
     if fault["type"] == "literal_error":
         expected = re.findall(r"'([^']*)'", str(fault["ctx"]["expected"]))
         shown += nearest(str(given), expected)

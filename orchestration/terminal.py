@@ -10,11 +10,13 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 import click
+from click.shell_completion import CompletionItem
 from rich.cells import cell_len, set_cell_size
 
 from mona.errors import RequestError
 from mona.names import nearest
 from mona.printable import escaped, printable
+from mona.registry import Registry
 from orchestration.config import CONFIG_VARIABLE, Config
 from resources.asset_partition import AssetPartition
 
@@ -45,6 +47,30 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
             command
         )
     return command
+
+
+class KindName(click.ParamType):
+    """The name of a kind that a register has; which there are is looked up when it is needed."""
+
+    name = "kind"
+
+    def __init__(self, kinds: Registry[Any]) -> None:
+        self._kinds = kinds
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self._kinds.names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            self._kinds.check(str(value))
+        except RequestError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in self._kinds.names() if name.startswith(incomplete)]
 
 
 class _Plain(io.TextIOWrapper):

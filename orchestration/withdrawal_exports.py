@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mona.errors import WorkError
-from mona.export import held, without
+from mona.exports import held, without
 from mona.files import file_digest
 from mona.publishing import unfinished
 from orchestration.config import Config

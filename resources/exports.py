@@ -3,7 +3,7 @@
 An exported file is the user's, wherever it lies; the ledger is how a later withdrawal finds it
 and sees whether it is still as written. A note is made before the first byte is written and
 closed after the last, so that a file whose writing was cut short is named too. Writing the
-formats is `mona.export`.
+formats is `mona.exports`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from mona.errors import WorkError
-from mona.export import FileKind, kind_by_content
+from mona.exports import FileKind, kind_by_content
 from mona.files import file_digest
 from mona.publishing import write_whole
 

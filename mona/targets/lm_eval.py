@@ -18,10 +18,18 @@ import yaml
 
 from mona.errors import RequestError
 from mona.files import DataFile
-from mona.targets.code import mbpp_row
-from mona.targets.files import row_error, stem, target_row, text, whole_text
-from mona.targets.multiple_choice import LETTERS, question_with_options
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
+from mona.targets.base import (
+    LETTERS,
+    Reader,
+    question_with_options,
+    row_error,
+    stem,
+    target_row,
+    text,
+    whole_text,
+)
+from mona.targets.mbpp import mbpp_row
 
 _FUNCTION = "!function "
 _STEP_BY_STEP = "Let's think step by step."
@@ -117,3 +125,7 @@ def _neighbour(file: DataFile, filename: str) -> DataFile:
     if file.member is None:
         return replace(file, path=file.path.with_name(filename))
     return replace(file, member=str(PurePosixPath(file.member).with_name(filename)))
+
+
+# Task folders hold templates and groups beside the tasks.
+KIND = Reader(read_lm_eval, may_be_empty=True, from_hub=False, made="samples")

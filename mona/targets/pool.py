@@ -8,8 +8,8 @@ from typing import Any
 from mona.files import DataFile
 from mona.formats import FormatError, to_messages
 from mona.sample import Message
-from mona.targets.files import records, row_error, stem, text
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
+from mona.targets.base import Reader, records, row_error, stem, text
 
 _PROMPTS = ("prompt", "question", "instruction", "input")
 
@@ -37,3 +37,6 @@ def _messages(file: DataFile, row: int, data: Mapping[str, Any]) -> tuple[Messag
         raise row_error(file, row, str(error)) from None
     # Examples stand for a task as a whole: which of their turns a trainer learns says nothing.
     return tuple(Message(turn.role, turn.content) for turn in messages)
+
+
+KIND = Reader(read_pool_format)

@@ -8,8 +8,8 @@ from typing import Any
 
 from mona.errors import RequestError
 from mona.files import DataFile
-from mona.targets.files import json_document, records, row_error, stem, target_row, text
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
+from mona.targets.base import Reader, json_document, records, row_error, stem, target_row, text
 
 LANGUAGES = frozenset(
     (
@@ -92,3 +92,6 @@ def _language(file: DataFile, entry: Mapping[str, Any]) -> str:
     places = (str(entry.get("id", "")), stem(file), file.folder)
     words = (word for place in places for word in re.split(r"[^a-z]+", place.lower()))
     return next((word for word in words if word in LANGUAGES), stem(file))
+
+
+KIND = Reader(read_tydiqa)

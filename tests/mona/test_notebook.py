@@ -140,7 +140,7 @@ def test_a_pool_says_what_it_left_out_and_merges_what_is_twice(tmp_path: Path) -
     assert [sample.id for sample in pool] == [sample_id(sample.messages) for sample in pool]
     assert len(pool) == len({sample.id for sample in pool}) == 8
     assert {(sample.source, sample.licence) for sample in pool} == {("sums", "unknown")}
-    with pytest.raises(RequestError, match="read_pool: format: Input should be 'auto'"):
+    with pytest.raises(RequestError, match=r"format: 'alpacca' is no .* mean 'alpaca'\?"):
         mona.read_pool(path, format="alpacca")
     with pytest.raises(RequestError, match="read_pool: name: .*reserved"):
         mona.read_pool(path, source="pool")

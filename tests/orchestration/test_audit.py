@@ -221,7 +221,7 @@ def test_no_export_keeps_a_withdrawal_from_its_end(
 
     for path in (late, early):
         with monkeypatch.context() as patch:
-            patch.setattr("mona.export._json", killed)
+            patch.setattr("mona.exports._files._json", killed)
             with pytest.raises(SystemExit):
                 mona(
                     one, "export", "adding/mona", "--format", "jsonl", "--out", str(path), "--force"

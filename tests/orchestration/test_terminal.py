@@ -1,13 +1,18 @@
-"""Tables keep their cells whole; only a text is cut, and only on a narrow terminal."""
+"""Tables keep their cells whole; only a text is cut, and only on a narrow terminal. Names of kinds
+are those of their register."""
 
 from __future__ import annotations
 
 import sys
 
+import click
 import pytest
+from click.testing import CliRunner
 from rich.cells import cell_len
 
-from orchestration.terminal import print_table
+from mona.registry import EXPORTS
+from orchestration.cli import cli
+from orchestration.terminal import KindName, print_table
 
 Captured = pytest.CaptureFixture[str]
 ROWS = [
@@ -46,3 +51,17 @@ def test_on_a_terminal_only_the_text_is_cut(
 def test_no_rows_say_so(capsys: Captured) -> None:
     print_table([], ["id"], "nothing there")
     assert capsys.readouterr().out == "nothing there\n"
+
+
+def test_an_option_lists_what_its_register_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if somebody's package were installed.
+    monkeypatch.setattr(EXPORTS, "names", lambda: ("jsonl", "spoken"))
+    shown = CliRunner().invoke(cli, ["export", "--help"])
+    assert "--format [jsonl|spoken]" in shown.output
+    parameter = click.Option(["--format"], type=KindName(EXPORTS))
+    context = click.Context(click.Command("export"))
+    assert parameter.type_cast_value(context, "spoken") == "spoken"
+    assert [found.value for found in parameter.shell_complete(context, "sp")] == ["spoken"]
+    wrong = CliRunner().invoke(cli, ["export", "a/b", "--out", "x", "--format", "spokn"])
+    assert wrong.exit_code == 2
+    assert "'spokn' is no export format; did you mean 'spoken'? There are jsonl" in wrong.output

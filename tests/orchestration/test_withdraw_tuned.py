@@ -8,15 +8,15 @@ import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from assets import evaluation as measuring
 from assets.evaluation import results_table
 from assets.keys import evaluation, finetune, label, leaderboard, selection
-from mona.export import ExportFormat
 from mona.publishing import unfinished
+from mona.registry import EXPORTS
 from mona.sample import from_records
 from mona.traces import BLANK
 from orchestration import cli
@@ -283,7 +283,7 @@ def everything(project: Project) -> None:
     def call(*words: str) -> None:
         cli.cli([*words, "--config", str(project.config_path)], standalone_mode=False)
 
-    for fmt in get_args(ExportFormat):
+    for fmt in EXPORTS.names():
         call("export", "eating/mona", "--format", fmt, "--out", str(out / fmt))
     text = (out / "jsonl").read_text()
     (out / "packed.gz").write_bytes(gzip.compress(text.encode()))

@@ -30,7 +30,7 @@ from mona.targets import (
     to_table,
 )
 
-BENCHMARKS = Path(__file__).resolve().parents[3] / "shared" / "data" / "targets"
+BENCHMARKS = Path(__file__).resolve().parents[4] / "shared" / "data" / "targets"
 
 
 def written(path: Path, content: str) -> DataFile:

@@ -1,5 +1,6 @@
-"""Strict reading of target files: whatever can't be read is a RequestError that names the
-file and the row. Targets are small and must be right, so nothing is set aside.
+"""What a file of this folder says of its reader, and what readers share: strict reading, where
+whatever can't be read is a RequestError that names the file and the row (targets are small and
+must be right, so nothing is set aside), and the layout of questions with lettered options.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,9 +18,29 @@ from mona.containers import BadRow, RawRow, read_rows
 from mona.errors import RequestError
 from mona.files import DataFile, said
 from mona.sample import Message
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
 
+LETTERS = "ABCD"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One reader, the `KIND` of its file.
+
+    read: the rows of one file, in its order.
+    read_between: the rows whose `task_id` is one of a split's, first and last included; None
+        where rows have none.
+    may_be_empty: whether a file without rows is as it should be, as long as another has some.
+    from_hub: whether the rows of a hub's dataset are read too.
+    made: what messages call the rows.
+    """
+
+    read: Callable[[DataFile], list[TargetRow]]
+    read_between: Callable[[DataFile, tuple[int, int]], list[TargetRow]] | None = None
+    may_be_empty: bool = False
+    from_hub: bool = True
+    made: str = "rows"
 
 
 def records(file: DataFile) -> Iterator[RawRow]:
@@ -105,4 +127,12 @@ def target_row(
     return TargetRow(tuple(turns), subtask, file.name, row, question, tuple(references))
 
 
-FileReader = Callable[[DataFile], list[TargetRow]]
+def question_with_options(question: str, options: Sequence[str]) -> str:
+    """The user turn of a multiple-choice row."""
+    lines = [option_line(index, option) for index, option in enumerate(options)]
+    return "\n".join([question.strip(), *lines, "Answer:"])
+
+
+def option_line(index: int, option: str) -> str:
+    """One lettered option."""
+    return f"{LETTERS[index]}. {option.strip()}"

@@ -1,4 +1,4 @@
-"""Word problems and reasoning with free-text answers: GSM8K and BIG-Bench Hard."""
+"""BIG-Bench Hard: reasoning with free-text answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 
 from mona.errors import RequestError
 from mona.files import DataFile
-from mona.targets.files import (
+from mona.targets._row import TargetRow
+from mona.targets.base import (
+    Reader,
     answer_text,
     json_document,
     records,
@@ -16,40 +18,9 @@ from mona.targets.files import (
     text,
     whole_text,
 )
-from mona.targets.row import TargetRow
 
 _EXEMPLAR = re.compile(r"^Q:", re.MULTILINE)
 _ANSWER = re.compile(r"^A:", re.MULTILINE)
-
-
-def read_gsm8k(file: DataFile) -> list[TargetRow]:
-    """GSM8K (JSONL of `question`, `answer`).
-
-    The answer is the rationale as the file has it, `<<48/2=24>>` annotations and the final
-    `#### 72` included: MONA's examples are raw training rows.
-    """
-    rows = []
-    for raw in records(file):
-        question = text(file, raw.line, raw.data, "question")
-        answer = answer_text(file, raw.line, raw.data, "answer")
-        rows.append(
-            target_row(
-                file,
-                raw.line,
-                user=question,
-                assistant=answer,
-                subtask="gsm8k",
-                question=question,
-                references=_final_number(answer),
-            )
-        )
-    return rows
-
-
-def _final_number(answer: str | None) -> list[str]:
-    """What follows the last `####`, without its thousands' commas."""
-    _, mark, number = (answer or "").rpartition("####")
-    return [number.strip().replace(",", "")] if mark and number.strip() else []
 
 
 def read_bbh(file: DataFile) -> list[TargetRow]:
@@ -105,3 +76,6 @@ def _bbh_exemplars(file: DataFile) -> list[TargetRow]:
             )
         )
     return rows
+
+
+KIND = Reader(read_bbh)

@@ -1,4 +1,6 @@
-"""Rows of every format as conversations, and the rows that are none."""
+"""What every format may have, and the rows that are no conversation. What a format has of its own
+is in the file called as it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ import collections
 import datetime
 import hashlib
 import json
+from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,258 +20,21 @@ from hypothesis import strategies as st
 
 from mona.containers import EmptyFileError, RawRow, read_rows
 from mona.files import DataFile
-from mona.formats import HEADERS, FormatError, detect, read, to_messages
+from mona.formats import FormatError, detect, header_of, read, to_messages
+from mona.registry import FORMATS
 from mona.sample import ROLES, from_records, sample_id, to_records
-from mona.spec import Columns, PoolFormat
+from mona.spec import Columns
+from tests.mona.formats.rows import HEARD, POOLS, SPOKEN, needs_pools, tree, turns
 
-POOLS = Path(__file__).resolve().parents[3] / "shared/data/pools"
-
-
-def turns(row: dict[str, Any], format: str = "auto", preference: str = "refuse") -> list[str]:
-    """The one conversation of a row as "role: content" lines."""
-    (messages,) = to_messages(row, format, preference)
-    return [f"{message.role}: {message.content}" for message in messages]
-
-
-def tree(text: str, role: str = "prompter", **fields: Any) -> dict[str, Any]:
-    return {"text": text, "role": role, "deleted": False, "replies": [], **fields}
-
-
-CASES: list[tuple[str, dict[str, Any], list[str]]] = [
-    (
-        "alpaca",
-        {"instruction": "Add.", "input": "1 2", "output": "3"},
-        ["user: Add.\n\n1 2", "assistant: 3"],
-    ),
-    (
-        "alpaca",
-        {"instruction": "Wave. ", "input": "", "response": " o/\n"},
-        ["user: Wave. ", "assistant:  o/\n"],
-    ),
-    (
-        "alpaca",
-        {"instruction": "", "input": "Hum.", "output": "Hm", "category": "x"},
-        ["user: Hum.", "assistant: Hm"],
-    ),
-    (
-        "alpaca",
-        {
-            "system": "Be kind.",
-            "history": [["Hi", "Hello"], ["Well?", "Yes"]],
-            "instruction": "Bye",
-            "input": None,
-            "output": "See you",
-        },
-        [
-            "system: Be kind.",
-            "user: Hi",
-            "assistant: Hello",
-            "user: Well?",
-            "assistant: Yes",
-            "user: Bye",
-            "assistant: See you",
-        ],
-    ),
-    (
-        "dolly",
-        {"instruction": "Who?", "context": "Ann came.", "response": "Ann", "category": "qa"},
-        ["user: Who?\n\nAnn came.", "assistant: Ann"],
-    ),
-    (
-        "dolly",
-        {"instruction": "Who?", "context": "", "response": "Nobody"},
-        ["user: Who?", "assistant: Nobody"],
-    ),
-    (
-        "sharegpt",
-        {
-            "conversations": [
-                {"from": "system", "value": "You may cook."},
-                {"from": "human", "value": "Soup?"},
-                {"from": "function_call", "value": '{"name": "find"}'},
-                {"from": "observation", "value": '["leek"]'},
-                {"from": "gpt", "value": "Leek soup."},
-            ],
-            "tools": '[{"name": "find"}]',
-        },
-        [
-            'system: You may cook.\n\n[{"name": "find"}]',
-            "user: Soup?",
-            'assistant: {"name": "find"}',
-            'tool: ["leek"]',
-            "assistant: Leek soup.",
-        ],
-    ),
-    (
-        "sharegpt",
-        {
-            "system": "Short.",
-            "tools": "[]",
-            "messages": [{"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Ho"}],
-        },
-        ["system: Short.", "user: Hi", "assistant: Ho"],
-    ),
-    (
-        "openai",
-        {
-            "messages": [
-                {"role": "developer", "content": ""},
-                {"role": "user", "content": [{"type": "text", "text": "Look"}, "up"]},
-                {
-                    "role": "assistant",
-                    "content": [
-                        {"type": "reasoning", "value": "Sky?"},
-                        {"type": "tool_call", "value": '{"name": "see"}'},
-                    ],
-                },
-                {"role": "tool", "content": "blue"},
-                {"role": "assistant", "content": [{"type": "text", "value": "Blue."}]},
-            ],
-            "instruction": "not read",
-        },
-        [
-            "user: Look\n\nup",
-            'assistant: Sky?\n\n{"name": "see"}',
-            "tool: blue",
-            "assistant: Blue.",
-        ],
-    ),
-    (
-        "openai",
-        {
-            "conversations": [
-                {"role": "user", "content": "Time?"},
-                {
-                    "role": "assistant",
-                    "content": None,
-                    "tool_calls": [{"function": {"name": "uhr", "arguments": "{}"}}],
-                },
-                {"role": "function", "content": "12"},
-                {"role": "assistant", "content": "Noon."},
-            ]
-        },
-        [
-            "user: Time?",
-            'assistant: {"function": {"name": "uhr", "arguments": "{}"}}',
-            "tool: 12",
-            "assistant: Noon.",
-        ],
-    ),
-    (
-        "prompt_completion",
-        {"prompt": "1+1=\n", "completion": "2<|endoftext|>"},
-        ["user: 1+1=\n", "assistant: 2<|endoftext|>"],
-    ),
-    ("prompt_completion", {"inputs": "a", "targets": "b"}, ["user: a", "assistant: b"]),
-    ("prompt_completion", {"question": "a", "answer": "b"}, ["user: a", "assistant: b"]),
-    (
-        "prompt_completion",
-        {"input": "### Human: Hi there ### Assistant:", "output": "Hello", "prompt": "no"},
-        ["user: Hi there", "assistant: Hello"],
-    ),
-    (
-        "prompt_completion",
-        {"input": "### Human: a\nb ### Assistant: c ### Human: d ### Assistant:", "output": "e"},
-        ["user: a\nb", "assistant: c", "user: d", "assistant: e"],
-    ),
-    (
-        "prompt_completion",
-        {"input": "What does ### Human: mean?", "output": "A marker."},
-        ["user: What does ### Human: mean?", "assistant: A marker."],
-    ),
-    (
-        "flan_cot",
-        {"question": "q\\n", "answer": "4", "rationale": "2+2"},
-        ["user: q\\n", "assistant: 2+2\nThe answer is 4."],
-    ),
-    (
-        "super_natural_instructions",
-        {"Definition": ["Reverse.", "other"], "input": "ab", "output": ["ba", "BA"], "id": "1"},
-        ["user: Reverse.\n\nab", "assistant: ba"],
-    ),
-    (
-        "super_natural_instructions",
-        {"definition": "Reverse.", "inputs": "ab", "targets": "ba"},
-        ["user: Reverse.\n\nab", "assistant: ba"],
-    ),
-    (
-        "oasst",
-        {
-            "message_tree_id": "t",
-            "prompt": tree(
-                "Why?",
-                replies=[
-                    tree("unranked", "assistant", rank=None),
-                    tree("worse", "assistant", rank=1),
-                    tree("gone", "assistant", rank=0, deleted=True),
-                    tree(
-                        "best",
-                        "assistant",
-                        rank=0.5,
-                        replies=[
-                            tree("first", replies=[tree("end", "assistant")]),
-                            tree("second"),
-                        ],
-                    ),
-                ],
-            ),
-        },
-        ["user: Why?", "assistant: best", "user: first", "assistant: end"],
-    ),
-    (
-        "oasst",
-        {"prompt": tree("Why?", replies=[tree("So", "assistant", replies=[tree("And?")])])},
-        ["user: Why?", "assistant: So"],
-    ),
-    ("evals", {"input": "2+2", "ideal": "4"}, ["user: 2+2", "assistant: 4"]),
-    (
-        "evals",
-        {
-            "input": [
-                {"role": "system", "content": "Add."},
-                {"role": "system", "name": "example_user", "content": "1+1"},
-                {"role": "system", "name": "example_assistant", "content": "2"},
-                {"role": "user", "content": "2+2"},
-            ],
-            "ideal": ["4", "four"],
-        },
-        ["system: Add.", "user: 1+1", "assistant: 2", "user: 2+2", "assistant: 4"],
-    ),
-    (
-        "evals",
-        {
-            "input": [
-                {"role": "system", "content": "Add."},
-                {"role": "system", "content": "2+2"},
-            ],
-            "ideal": "4",
-        },
-        ["system: Add.", "user: 2+2", "assistant: 4"],
-    ),
-]
-
-
-@pytest.mark.parametrize(("format", "row", "expected"), CASES)
-def test_a_row_is_detected_and_read(format: str, row: dict[str, Any], expected: list[str]) -> None:
-    assert detect(row) == format
-    assert turns(row) == expected
-    assert turns(row, format) == expected
-
-
-def test_every_format_of_the_configuration_is_read() -> None:
-    assert {format for format, _, _ in CASES} == set(get_args(PoolFormat)) - {"auto"}
-
-
-def test_a_row_without_column_names_is_read_only_by_its_format() -> None:
-    row = {"0": "Ist 7 prime?\\nOptions:\\n- yes\\n- no\\n", "1": "yes", "2": "Two\\nhalves."}
-    assert turns(row, "flan_cot") == [
-        "user: Ist 7 prime?\nOptions:\n- yes\n- no",
-        "assistant: Two\nhalves.\nThe answer is yes.",
-    ]
-    with pytest.raises(FormatError, match="no known format has the fields"):
-        turns(row)
-    with pytest.raises(FormatError, match="field 'answer' is empty"):
-        turns({**row, "1": ""}, "flan_cot")
+# Every format of ours has a test file, which says what is recognised as it.
+_TESTS = {
+    name: import_module(f"tests.mona.formats.test_{name}")
+    for name in FORMATS.names()
+    if FORMATS.is_own(name)
+}
+CASES: list[dict[str, Any]] = [row for test in _TESTS.values() for row, _ in test.CASES]
+# One row of each format, whose question is "Ask." and whose answer is "Told.".
+PLAIN: dict[str, dict[str, Any]] = {name: test.PLAIN for name, test in _TESTS.items()}
 
 
 def test_null_fields_count_as_absent() -> None:
@@ -324,32 +90,13 @@ def test_a_row_without_a_conversation_is_refused_with_a_reason(
         to_messages(row, "auto", "refuse")
 
 
-@pytest.mark.parametrize("format", sorted(set(get_args(PoolFormat)) - {"auto"}))
+@pytest.mark.parametrize("format", PLAIN)
 def test_a_row_that_is_not_of_the_configured_format_is_refused(format: str) -> None:
     with pytest.raises(FormatError):
         to_messages({"body": "a", "reply": "b"}, format, "refuse")
 
 
 # --- what every format may have -----------------------------------------------------------
-
-SPOKEN = [{"role": "user", "content": "Ask."}, {"role": "assistant", "content": "Told."}]
-HEARD = [{"from": "human", "value": "Ask."}, {"from": "gpt", "value": "Told."}]
-# One row of each format, whose question is "Ask." and whose answer is "Told.".
-PLAIN: dict[str, dict[str, Any]] = {
-    "alpaca": {"instruction": "Ask.", "output": "Told."},
-    "sharegpt": {"conversations": HEARD},
-    "openai": {"messages": SPOKEN},
-    "dolly": {"instruction": "Ask.", "response": "Told."},
-    "prompt_completion": {"prompt": "Ask.", "completion": "Told."},
-    "flan_cot": {"question": "Ask.", "answer": "Told", "rationale": "So."},
-    "super_natural_instructions": {"definition": "Ask.", "input": " ", "output": "Told."},
-    "oasst": {"prompt": tree("Ask.", replies=[tree("Told.", "assistant")])},
-    "evals": {"input": "Ask.", "ideal": "Told."},
-}
-
-
-def test_the_plain_rows_are_of_every_format() -> None:
-    assert set(PLAIN) == set(get_args(PoolFormat)) - {"auto"}
 
 
 @pytest.mark.parametrize("format", PLAIN)
@@ -508,18 +255,6 @@ def test_turns_may_be_json_text(field: str) -> None:
         turns({field: "[{'role': 'user'}]"})
     with pytest.raises(FormatError, match="no known format"):
         turns({field: "a chat"})
-
-
-def test_pairs_of_conversations() -> None:
-    pair = {"prompt": SPOKEN[:1], "completion": SPOKEN[1:]}
-    assert turns(pair) == ["user: Ask.", "assistant: Told."]
-    assert turns({**pair, "completion": "Told."}) == ["user: Ask.", "assistant: Told."]
-    assert turns({**pair, "prompt": "Ask."}) == ["user: Ask.", "assistant: Told."]
-    ranked = {"prompt": SPOKEN[:1], "chosen": SPOKEN[1:], "rejected": []}
-    assert turns(ranked, preference="chosen") == ["user: Ask.", "assistant: Told."]
-    longer = {**ranked, "chosen": [*SPOKEN[1:], *SPOKEN]}
-    assert len(turns(longer, preference="chosen")) == 4
-    assert turns({**ranked, "chosen": SPOKEN}, preference="chosen") == turns(pair)
 
 
 def test_a_function_call_is_part_of_its_turn() -> None:
@@ -702,9 +437,7 @@ def _fields(value: Any) -> set[str]:
     return set(value if isinstance(value, dict) else ()).union(*map(_fields, inner))
 
 
-FIELDS = st.sampled_from(
-    sorted(_fields([row for _, row, _ in CASES] + [r for r, _ in PREFERENCES]))
-)
+FIELDS = st.sampled_from(sorted(_fields(CASES + [r for r, _ in PREFERENCES])))
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -719,7 +452,7 @@ VALUES = st.recursive(
 
 @given(
     st.dictionaries(FIELDS | st.text(st.characters(), max_size=3), VALUES, max_size=6),
-    st.sampled_from(get_args(PoolFormat)),
+    st.sampled_from(["auto", *PLAIN]),
     st.sampled_from(["refuse", "chosen"]),
 )
 def test_any_row_is_a_conversation_or_a_clear_refusal(
@@ -781,7 +514,6 @@ REAL: dict[str, tuple[str, int, int]] = {
     "octopack_oasst/rawin.jsonl": ("alpaca", 0, 5003),
     "vigogne_fr/oasst_20230412_fr_top1.jsonl": ("openai", 256, 0),
 }
-needs_pools = pytest.mark.skipif(not POOLS.exists(), reason="needs ../shared/data/pools")
 
 
 def converted(path: Path, preference: str = "refuse") -> tuple[collections.Counter[str], int, int]:
@@ -790,7 +522,7 @@ def converted(path: Path, preference: str = "refuse") -> tuple[collections.Count
     good = bad = 0
     # FLAN's files have no header: their source says what they are.
     format = "flan_cot" if path.suffix == ".tsv" else "auto"
-    for row in read_rows(DataFile(path), HEADERS.get(format)):
+    for row in read_rows(DataFile(path), header_of(format)):
         assert isinstance(row, RawRow)
         try:
             formats[format if format == "flan_cot" else detect(row.data)] += 1
@@ -834,16 +566,6 @@ def test_a_folder_of_many_templates_is_read() -> None:
 def test_chosen_answers_of_real_preferences(name: str, expected: int) -> None:
     formats, good, bad = converted(POOLS / f"llamafactory_demo/{name}.json", "chosen")
     assert (sum(formats.values()), good, bad) == (300, expected, 0)
-
-
-@needs_pools
-def test_real_marked_dialogues_are_split_into_turns() -> None:
-    lengths: collections.Counter[int] = collections.Counter()
-    for row in read_rows(DataFile(POOLS / "oasst/oa_questions.jsonl")):
-        assert isinstance(row, RawRow)
-        (messages,) = to_messages(row.data, "auto", "refuse")
-        lengths[len(messages)] += 1
-    assert lengths == {2: 517, 4: 414, 6: 22}
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])

@@ -1,4 +1,4 @@
-"""mona.export: every format read back by `datasets`, and files that are whole or untouched."""
+"""mona.exports: every format read back by `datasets`, and files that are whole or untouched."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 import yaml
 
 from mona.errors import RequestError, WorkError
-from mona.export import ExportFormat, export, files_of, held, kind_by_content, without
+from mona.exports import export, files_of, held, kind_by_content, without
 from mona.publishing import unfinished
+from mona.registry import EXPORTS
 from mona.spec import FinetuneSpec, LanguageModel
 
 Row = dict[str, Any]
-FORMATS: tuple[ExportFormat, ...] = ("jsonl", "sharegpt", "alpaca", "llamafactory", "parquet")
+FORMATS = EXPORTS.names()
 LINEAGE = ("sample_id", "rank", "score", "source", "licence")
 
 
@@ -71,7 +72,7 @@ def lineage(one: Row) -> Row:
 
 
 @pytest.mark.parametrize("fmt", ["jsonl", "parquet"])
-def test_messages_and_lineage_come_back_whole(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_messages_and_lineage_come_back_whole(fmt: str, tmp_path: Path) -> None:
     rows = [PLAIN, LONG, TOOL, QUESTION, TWO_USERS]
     out = tmp_path / f"subset.{fmt}"
     assert export(iter(rows), fmt, out) == [out]
@@ -185,13 +186,13 @@ def test_llamafactory(tmp_path: Path) -> None:
 
 
 def test_llamafactory_uses_only_keys_of_its_own_demo() -> None:
-    demo = Path(__file__).parents[3] / "shared/data/pools/llamafactory_demo/dataset_info.json"
+    demo = Path(__file__).parents[4] / "shared/data/pools/llamafactory_demo/dataset_info.json"
     if not demo.exists():
         pytest.skip("needs ../shared/data/pools/llamafactory_demo")
-    from mona.export import _llamafactory_entry
+    from mona.exports.llamafactory import _entry
 
     known = json.loads(demo.read_text(encoding="utf-8")).values()
-    entry = _llamafactory_entry("herbs.json")
+    entry = _entry("herbs.json")
     assert set(entry) <= {key for one in known for key in one}
     for part in ("columns", "tags"):
         documented = {key for one in known for key in one.get(part, {})}
@@ -248,7 +249,7 @@ def test_llamafactory_keeps_the_entries_of_others(tmp_path: Path) -> None:
     ],
 )
 def test_a_shape_the_format_cannot_hold_names_the_sample_and_leaves_nothing(
-    fmt: ExportFormat, bad: Row, message: str, tmp_path: Path
+    fmt: str, bad: Row, message: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "new"
     out = folder if fmt == "llamafactory" else folder / "subset.json"
@@ -258,7 +259,7 @@ def test_a_shape_the_format_cannot_hold_names_the_sample_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("fmt", ["alpaca", "llamafactory"])
-def test_neighbours_of_one_role_become_one_turn(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_neighbours_of_one_role_become_one_turn(fmt: str, tmp_path: Path) -> None:
     out, data = target(fmt, tmp_path)
     twice = row("s1", ("system", "A"), ("system", "B"), ("user", "One"), ("assistant", "Two"))
     export([TWO_USERS, twice], fmt, out)
@@ -272,7 +273,7 @@ def test_neighbours_of_one_role_become_one_turn(fmt: ExportFormat, tmp_path: Pat
 
 
 @pytest.mark.parametrize("fmt", ["alpaca", "llamafactory"])
-def test_unfit_samples_can_be_left_out_and_are_named(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_unfit_samples_can_be_left_out_and_are_named(fmt: str, tmp_path: Path) -> None:
     out, data = target(fmt, tmp_path)
     reasons: list[str] = []
     export([LATE_SYSTEM, PLAIN, QUESTION], fmt, out, left_out=reasons.append)
@@ -284,14 +285,14 @@ def test_unfit_samples_can_be_left_out_and_are_named(fmt: ExportFormat, tmp_path
     assert json.loads(data.read_text(encoding="utf-8")) == [kept]
 
 
-def target(fmt: ExportFormat, tmp_path: Path) -> tuple[Path, Path]:
+def target(fmt: str, tmp_path: Path) -> tuple[Path, Path]:
     """(what to give as `out`, the data file that comes of it)."""
     out = tmp_path / "subset"
-    return out, out / "subset.json" if fmt == "llamafactory" else out
+    return out, next(iter(files_of(fmt, out)))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_nothing_is_overwritten_unless_forced(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_unless_forced(fmt: str, tmp_path: Path) -> None:
     out, data = target(fmt, tmp_path)
     export([PLAIN], fmt, out)
     before = data.read_bytes()
@@ -303,7 +304,7 @@ def test_nothing_is_overwritten_unless_forced(fmt: ExportFormat, tmp_path: Path)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_a_failure_half_way_leaves_what_was_there(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_a_failure_half_way_leaves_what_was_there(fmt: str, tmp_path: Path) -> None:
     out, _ = target(fmt, tmp_path)
     export([PLAIN], fmt, out)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -319,14 +320,14 @@ def test_a_failure_half_way_leaves_what_was_there(fmt: ExportFormat, tmp_path: P
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_no_rows_are_refused_before_anything_is_written(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_no_rows_are_refused_before_anything_is_written(fmt: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no rows"):
         export([], fmt, tmp_path / "subset")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_rows_are_taken_one_by_one(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_rows_are_taken_one_by_one(fmt: str, tmp_path: Path) -> None:
     """While 5,000 rows go out no more than a batch of them is alive."""
     alive = most = 0
 
@@ -366,7 +367,7 @@ def test_an_export_is_readable_like_any_new_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_samples_are_taken_out_of_a_written_export(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_samples_are_taken_out_of_a_written_export(fmt: str, tmp_path: Path) -> None:
     whole, expected = tmp_path / "whole" / "out", tmp_path / "expected" / "out"
     assert export([PLAIN, LONG], fmt, whole) == list(files_of(fmt, whole))
     files = files_of(fmt, whole)
@@ -379,7 +380,7 @@ def test_samples_are_taken_out_of_a_written_export(fmt: ExportFormat, tmp_path: 
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_what_a_file_is_can_be_told_from_how_it_begins(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_what_a_file_is_can_be_told_from_how_it_begins(fmt: str, tmp_path: Path) -> None:
     spec = FinetuneSpec() if fmt == "llamafactory" else None
     export([PLAIN, LONG], fmt, tmp_path / "out", training=spec)
     files = files_of(fmt, tmp_path / "out", spec)
@@ -413,7 +414,7 @@ def test_what_a_kill_leaves_lies_where_it_is_sought(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_system_turns_can_be_written_into_the_question(fmt: ExportFormat, tmp_path: Path) -> None:
+def test_system_turns_can_be_written_into_the_question(fmt: str, tmp_path: Path) -> None:
     (first, *_) = export([LONG, PLAIN], fmt, tmp_path / "kept")
     (second, *_) = export([LONG, PLAIN], fmt, tmp_path / "folded", system="fold")
     by_hand = row(

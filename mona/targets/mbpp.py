@@ -1,4 +1,4 @@
-"""Programming problems: MBPP and HumanEval."""
+"""MBPP: programming problems with the tests that a program must pass."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from mona.files import DataFile
-from mona.targets.files import answer_text, records, row_error, target_row, text
-from mona.targets.row import TargetRow
+from mona.targets._row import TargetRow
+from mona.targets.base import (
+    Reader,
+    answer_text,
+    records,
+    row_error,
+    target_row,
+    text,
+)
 
 
 def read_mbpp(file: DataFile, task_ids: tuple[int, int] | None = None) -> list[TargetRow]:
@@ -46,14 +53,6 @@ def mbpp_row(file: DataFile, row: int, data: Mapping[str, Any], subtask: str) ->
     )
 
 
-def _humaneval_tests(data: Mapping[str, Any]) -> list[str]:
-    """The test code with the call that runs it, as one text; none where the row has no tests."""
-    tests, name = data.get("test"), data.get("entry_point")
-    if not isinstance(tests, str) or not isinstance(name, str):
-        return []
-    return [f"{tests}\ncheck({name})\n"]
-
-
 def _setup(data: Mapping[str, Any]) -> list[str]:
     """The code that MBPP's full file and its sanitized one want before the tests."""
     setup, imports = data.get("test_setup_code"), data.get("test_imports")
@@ -61,22 +60,4 @@ def _setup(data: Mapping[str, Any]) -> list[str]:
     return lines + [line for line in imports or [] if isinstance(line, str)]
 
 
-def read_humaneval(file: DataFile) -> list[TargetRow]:
-    """HumanEval (JSONL of `prompt`, `canonical_solution`): the signature with its docstring,
-    and the function's body."""
-    rows = []
-    for raw in records(file):
-        prompt = text(file, raw.line, raw.data, "prompt")
-        solution = answer_text(file, raw.line, raw.data, "canonical_solution")
-        rows.append(
-            target_row(
-                file,
-                raw.line,
-                user=prompt,
-                assistant=solution,
-                subtask="humaneval",
-                question=prompt,
-                references=_humaneval_tests(raw.data),
-            )
-        )
-    return rows
+KIND = Reader(read_mbpp, read_between=read_mbpp)
