@@ -18,6 +18,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from mona import spec
+from mona.registry import FORMATS, READERS, Registry
 from orchestration.cli import cli
 from orchestration.config import AutomationSpec, StoreSpec, load_config
 from resources.engine import EngineSpec
@@ -274,6 +275,12 @@ def test_every_key_and_its_default_is_in_the_page_of_the_configuration(title: st
     assert sorted(rows) == sorted(
         (name, shown_default(field)) for name, field in SECTIONS[title].model_fields.items()
     )
+
+
+@pytest.mark.parametrize("kinds", [FORMATS, READERS], ids=lambda kinds: str(kinds.what))
+def test_every_kind_is_named_in_the_page_of_the_configuration(kinds: Registry[object]) -> None:
+    named = set(spans(page(ROOT / "docs" / "configuration.md")))
+    assert [name for name in kinds.names() if kinds.is_own(name) and name not in named] == []
 
 
 def shown_default(field: FieldInfo) -> str:
