@@ -37,6 +37,7 @@ from resources.snapshot import Snapshot
 from resources.store import Store
 
 _PIN = "record-"
+_KEPT_BY_LANCE = ("_transactions/", "_refs/")  # when it cleans up old versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,8 @@ def _tables(
         gone = there - stay
         if gone:
             files = {path for version in stay for path in store.files(name, version)}
-            freed = sum(size for path, size in sizes.items() if path not in files)
+            goes = (p for p in sizes if p not in files and not p.startswith(_KEPT_BY_LANCE))
+            freed = sum(sizes[path] for path in goes)
             why = f"{len(gone)} of {len(there)} versions are needed by no record"
             yield Reclaimable("versions", name, why, freed)
 

@@ -274,7 +274,9 @@ def test_an_edited_configuration_is_nobody_s_until_it_is_loaded(project: Project
         with pytest.raises(WorkError, match="launch the run again"):
             begin(config, build_resources(config), instance)
         for name in ("entries", "follow_up"):
-            with dg.build_sensor_context(instance, definitions=definitions) as context:
+            with dg.build_sensor_context(
+                instance, definitions=definitions, resources=build_resources(config)
+            ) as context:
                 told = definitions.get_sensor_def(name)(context)
             assert isinstance(told, dg.SkipReason)
             assert said in str(told.skip_message)
