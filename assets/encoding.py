@@ -127,7 +127,7 @@ def build_encoding(
                     tables=[encodings.table, *encodings.view_tables.values()],
                     about={
                         **about,
-                        "revisions": model.revisions,
+                        "revisions": shelf.revisions(model.spec),
                         "set aside": aside.num_rows,
                     },
                     shown={

@@ -89,9 +89,9 @@ def build_sae(
                     "encoder": model.encoder,
                     "sae": digest,
                     "origin": figures["origin"],
-                    "revisions": model.revisions,
+                    "revisions": shelf.revisions(model.spec),
                 },
-                shown=_shown(made, figures, model),
+                shown=_shown(made, figures, shelf.revisions(model.spec)),
             )
 
     return sae
@@ -143,7 +143,7 @@ def _figures(quality: "Quality") -> dict[str, Any]:
 
 
 def _shown(
-    made: "SparseAutoencoder", figures: Mapping[str, Any], model: ResolvedModel
+    made: "SparseAutoencoder", figures: Mapping[str, Any], revisions: Mapping[str, str]
 ) -> dict[str, Any]:
     """What Dagster's UI shows of an SAE."""
     from mona.plots import sae_quality
@@ -158,7 +158,7 @@ def _shown(
         "latents": made.latents,
         "width": made.d,
         "activation": made.activation,
-        **{f"hub: {part}": at for part, at in model.revisions.items()},
+        **{f"hub: {part}": at for part, at in revisions.items()},
         **({"fvu by layer": layers} if layers else {}),
         "quality": picture(
             sae_quality(by_layer or {figures["layer"]: quality["fvu"]}), "unexplained variance"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,6 @@ from resources.snapshot import Snapshot
 from resources.store import Store
 
 _PIN = "record-"
-_KEPT_BY_LANCE = ("_transactions/", "_refs/")  # when it cleans up old versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +182,9 @@ def _tables(
         gone = there - stay
         if gone:
             files = {path for version in stay for path in store.files(name, version)}
-            goes = (p for p in sizes if p not in files and not p.startswith(_KEPT_BY_LANCE))
-            freed = sum(sizes[path] for path in goes)
+            freed = sum(
+                size for path, size in sizes.items() if path not in files | _beside(sizes, stay)
+            )
             why = f"{len(gone)} of {len(there)} versions are needed by no record"
             yield Reclaimable("versions", name, why, freed)
 
@@ -228,6 +228,13 @@ def _forget_departed(
             tags={FORGET_TAG: "departed"},
         )
     return [item for _, item in found]
+
+
+def _beside(paths: Iterable[str], versions: Collection[int]) -> set[str]:
+    """Of a table's files those that Lance keeps beside its versions: tags, and the transaction
+    that made each, whose name begins with the version it read."""
+    made = tuple(f"_transactions/{version - 1}-" for version in versions)
+    return {path for path in paths if path.startswith(("_refs/", *made))}
 
 
 def _settle_pins(store: Store, name: str, needed: Mapping[str, Record]) -> None:

@@ -46,15 +46,13 @@ _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
     """A model's entry as one step uses it, asked for once: the folder its weights lie in and
-    their digest, the fingerprint that names what its residual streams mean, and REPO@COMMIT of
-    what came from a hub."""
+    their digest, and the fingerprint that names what its residual streams mean."""
 
     name: str
     spec: ModelSpec
     folder: Path
     weights: str
     encoder: str
-    revisions: dict[str, str]
 
     def codes(self, sae_digest: str) -> str:
         """Names what a code means: the encoder's fingerprint, SAE weights, K, pooling, and the
@@ -249,7 +247,7 @@ class Models(dg.ConfigurableResource):
         weights = self.weights_digest(name, model.language_model)
         encoder = fingerprint(weights=weights, **self._encoder_fields(model))
         folder = self.folder(name, model.language_model)
-        return ResolvedModel(name, model, folder, weights, encoder, self.revisions(model))
+        return ResolvedModel(name, model, folder, weights, encoder)
 
     def encoder(self, model: ResolvedModel, views: Collection[str] = ()) -> Encoder:
         """The loaded encoder, with what the dense views need of it; the last one used stays in

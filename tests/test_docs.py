@@ -72,7 +72,8 @@ def fault(args: list[str], *, whole: bool) -> str | None:
     if isinstance(command, click.Group) and not args:
         return f"'{' '.join(path)}' needs a command" if whole else None
     try:
-        command.make_context(" ".join(path), list(args))
+        # The help option that a command keeps is the one it is first asked for.
+        command.make_context(" ".join(path), list(args), **cli.context_settings)
     except click.exceptions.Exit:
         return None  # --help, --version
     except click.MissingParameter as error:

@@ -15,7 +15,7 @@ from mona.codes import from_arrow
 from mona.sae import SparseAutoencoder
 from orchestration.definitions import build_resources
 from orchestration.home import open_instance
-from tests.orchestration.conftest import Project, sums
+from tests.orchestration.conftest import Project
 from tests.orchestration.test_incremental import codes_by_id
 
 FOUR = {"fruit|tiny", "fruit|other", "verse|tiny", "verse|other"}
@@ -89,12 +89,12 @@ def test_two_models_and_two_datasets_are_four_partitions(project: Project) -> No
     }
 
 
-def eleuther_copy(project: Project, model: str) -> str:
-    """A model's trained SAE written as EleutherAI's sparsify writes one."""
+def eleuther_copy(project: Project, model: str, name: str) -> str:
+    """A model's trained SAE written as EleutherAI's sparsify writes one, in a subfolder."""
     from safetensors.torch import save_file
 
     sae = current_sae(project, model)
-    folder = project.root / "eleuther" / "layers.4"
+    folder = project.root / "eleuther" / name
     folder.mkdir(parents=True)
     tensors = {
         "encoder.weight": sae.w_enc.T.contiguous(),
@@ -115,10 +115,12 @@ def test_a_pretrained_sae_is_read_and_a_layer_off_by_one_is_seen(
     project.first_run(datasets=("fruit",), upto="sae_codes")
     loaded = json.loads(json.dumps(project.settings["models"]["tiny"]))
     loaded["layer"] = layer
+    # A folder whose name says another layer is refused; one that says none is measured.
+    name = "layers.4" if fits else "mine"
     loaded["sae"] = {
         "load": {
-            "path": eleuther_copy(project, "tiny"),
-            "subfolder": "layers.4",
+            "path": eleuther_copy(project, "tiny", name),
+            "subfolder": name,
             "format": "eleuther",
         },
         "quality_datasets": ["fruit"],
@@ -147,8 +149,14 @@ def test_a_pinned_sae_is_judged_on_the_rows_just_added(project: Project) -> None
     project.first_run(datasets=("fruit",), upto="sae_codes")
     assert last_check(project, SAE_CODES, "explains_new_rows", "fruit|tiny").passed
     old = set(codes_by_id(project, "codes.fruit."))
-    project.settings["models"]["tiny"]["sae"]["max_fvu"] = 0.01
-    project.write_rows("fruit", project.rows("fruit") + sums(4000, 5))
+    figures = build_resources(project.config)["shelf"].sae_figures
+    fvu = figures("tiny", sae_digest(project, "tiny"))["quality"]["fvu"]
+    project.settings["models"]["tiny"]["sae"]["max_fvu"] = fvu * 1.001  # the SAE itself passes
+    strange = [
+        {"instruction": f"{i} ~~ ## @@ " * 9, "input": "", "output": f"%% {i} ^^ << >> " * 9}
+        for i in range(5)
+    ]
+    project.write_rows("fruit", project.rows("fruit") + strange)
     done = project.run(datasets=("fruit",), upto="sae_codes")
     assert "sae[tiny]" in done.fresh
     found = last_check(project, SAE_CODES, "explains_new_rows", "fruit|tiny")

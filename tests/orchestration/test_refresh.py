@@ -281,4 +281,4 @@ def test_an_edited_configuration_is_nobody_s_until_it_is_loaded(project: Project
             assert isinstance(told, dg.SkipReason)
             assert said in str(told.skip_message)
     assert project.status()["sae[tiny]"] == "missing"
-    assert project.run().made[0] == "sae[tiny]"
+    assert "sae[tiny]" in project.run().made
