@@ -157,8 +157,9 @@ def _wrapped(wrapper: str) -> list[str]:
     memory = ["--size", str(_FOLDER_MEGABYTES * _MEGABYTE), "--tmpfs", "/tmp"]
     return [
         *(wrapper, *alone, "--uid", "65534", "--gid", "65534", "--die-with-parent"),
-        *(*shown, "--ro-bind", str(_CHILD), "/child.py", *memory, "--remount-ro", "/"),
-        *("--chdir", "/tmp", "--"),
+        # The memory first: Python's own folder may itself lie under /tmp.
+        *(*memory, *shown, "--ro-bind", str(_CHILD), "/child.py", "--remount-ro", "/"),
+        *("--dir", "/tmp/program", "--chdir", "/tmp/program", "--"),
     ]
 
 

@@ -104,9 +104,13 @@ def _checked(result: int, what: str) -> None:
         raise OSError(f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
+_OWN_FOLDER = "/tmp/program"  # where a program starts
+
+
 def _leave(root: str, shown: list[str], megabytes: int) -> None:
     """Enters namespaces of its own, with a root (mounted at the empty folder `root`) that has the
-    files and folders `shown` under their own paths, and /tmp as the only place to write to."""
+    files and folders `shown` under their own paths, and /tmp as the only place to write to; a
+    folder that is shown may itself lie under /tmp."""
     user, group = os.getuid(), os.getgid()
     _checked(_libc.unshare(_UNSHARE), "no namespaces (unshare)")
     # Not the process's own user, so that no capability comes back with an exec.
@@ -119,27 +123,38 @@ def _leave(root: str, shown: list[str], megabytes: int) -> None:
             file.write(content)
     _checked(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount /")
     _mount_memory(root, 1)
+    inside = [path for path in shown if path.startswith("/tmp/")]
     for path in shown:
-        _show(path, root + path)
+        if path not in inside:
+            _show(path, root + path)
     os.mkdir(f"{root}/tmp")  # noqa: PTH102
+    _only_read(root)
+    _mount_memory(f"{root}/tmp", megabytes)
+    for path in inside:
+        _show(path, root + path)
+        _only_read(root + path)
+    os.mkdir(f"{root}{_OWN_FOLDER}")  # noqa: PTH102
+    os.chdir(root)
+    pivot_root = ctypes.c_long(_machine()[2])
+    _checked(_libc.syscall(pivot_root, b".", b"."), "no root of its own (pivot_root)")
+    _checked(_libc.umount2(b".", _DETACH), "umount the old root")
+    os.chdir(_OWN_FOLDER)
+
+
+def _only_read(folder: str) -> None:
+    """Nothing of a folder, nor of what is mounted in it, can be written any more."""
     attributes = struct.pack("4Q", _RDONLY | _NOSUID, 0, 0, 0)
     _checked(
         _libc.syscall(
             ctypes.c_long(_MOUNT_SETATTR),
             ctypes.c_int(-100),
-            root.encode(),
+            folder.encode(),
             ctypes.c_uint(_AT_RECURSIVE),
             attributes,
             ctypes.c_size_t(len(attributes)),
         ),
         "no read-only view of the file systems (mount_setattr)",
     )
-    _mount_memory(f"{root}/tmp", megabytes)
-    os.chdir(root)
-    pivot_root = ctypes.c_long(_machine()[2])
-    _checked(_libc.syscall(pivot_root, b".", b"."), "no root of its own (pivot_root)")
-    _checked(_libc.umount2(b".", _DETACH), "umount the old root")
-    os.chdir("/tmp")
 
 
 def _mount_memory(folder: str, megabytes: int) -> None:

@@ -132,7 +132,7 @@ def test_the_commands_name_what_is_needed(
 
 def test_the_last_line_of_the_demo_is_a_command() -> None:
     done = subprocess.run(
-        ["make", "-n", "demo", "-o", ".venv/run.stamp"],
+        ["make", "-n", "--no-print-directory", "demo", "-o", ".venv/run.stamp"],
         cwd=ROOT,
         capture_output=True,
         text=True,
