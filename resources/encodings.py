@@ -152,6 +152,11 @@ class Encodings:
         """View -> its table."""
         return {v: self.population.view_table(v, self.encoder_fingerprint) for v in self.views}
 
+    def _tables(self, codes: CodesOf | None) -> list[str]:
+        """Every table that is filled."""
+        made = [self.table, *self.view_tables.values()]
+        return made if codes is None else [*made, codes.table]
+
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder, loaded at first use."""
@@ -218,18 +223,13 @@ class Encodings:
             self._commit(window, codes, self.report.drawn, draw)
             progress(len(window.ids))
         if self.report.forwarded:
-            for table in (
-                self.table,
-                *self.view_tables.values(),
-                *([codes.table] if codes else []),
-            ):
+            for table in self._tables(codes):
                 self.store.compact(table)
         return self.report
 
     def forget_departed(self, codes: CodesOf | None) -> None:
         """Drops the rows whose sample left the population."""
-        tables = [self.table, *self.view_tables.values()]
-        for table in tables if codes is None else [*tables, codes.table]:
+        for table in self._tables(codes):
             stored = self.store.newest(table).sample_ids
             gone = stored.filter(pc.invert(pc.is_in(stored, self.sample_ids)))
             if self.store.delete(table, gone.to_pylist()):
